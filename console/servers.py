@@ -125,7 +125,9 @@ class Server:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -267,7 +269,16 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         settings = [part for name, value in self.options.items() for part in (f"--{name}", value)]
-        return [str(self.program), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *settings]
+        return [
+            str(self.program),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            *settings,
+        ]
 
     def answers(self) -> bool:
         try:

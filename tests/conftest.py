@@ -1,0 +1,106 @@
+"""Real servers for the tests: one PostgreSQL per test process, a fresh database per test cloned from a migrated template,
+and a Valkey of its own for every test that asks for one.
+
+Other versions: OUTBOX_TEST_POSTGRES=16 or the path of a bin folder; OUTBOX_TEST_REDIS=the path of a server program.
+Servers elsewhere: OUTBOX_TEST_DATABASE_URL (a superuser's), OUTBOX_TEST_REDIS_URL.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from console.servers import Postgres, Redis
+from outbox import migrations
+from outbox.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A short path, for unix sockets, that servers' unprivileged users may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="obx-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_postgres(folder: Path, **options: object) -> Postgres:
+    """The PostgreSQL that this run tests against, not started."""
+    wanted = os.environ.get("OUTBOX_TEST_POSTGRES", "18")
+    place = {"version": int(wanted)} if wanted.isdigit() else {"bin_dir": Path(wanted)}
+    return Postgres(folder, **place, **options)  # type: ignore[arg-type]
+
+
+def make_redis(folder: Path, **options: object) -> Redis:
+    """The Redis or Valkey that this run tests against, not started."""
+    wanted = os.environ.get("OUTBOX_TEST_REDIS")
+    return Redis(folder, program=Path(wanted) if wanted else None, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def postgres_url(scratch: Path) -> Iterator[str]:
+    """The maintenance database of a server shared by this process's tests."""
+    if given := os.environ.get("OUTBOX_TEST_DATABASE_URL"):
+        yield given
+        return
+    with make_postgres(scratch / "pg", durable=False, options={"max_connections": "200"}) as server:
+        yield server.url()
+
+
+def other_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> Iterator[str]:
+    """A migrated database that nobody is connected to."""
+    name = f"outbox_template_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        migrations.apply(other_database(postgres_url, name))
+        yield name
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A migrated database of this test's own, as a libpq URL."""
+    name = f"outbox_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield other_database(postgres_url, name)
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A database without our schema."""
+    name = f"outbox_empty_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    yield other_database(postgres_url, name)
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_server(scratch: Path) -> Iterator[Redis]:
+    """A Valkey of this test's own."""
+    with make_redis(scratch / f"redis-{uuid.uuid4().hex[:8]}") as server:
+        yield server
+    shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(database_url: str, redis_server: Redis) -> Settings:
+    """Settings for this test's database and Redis."""
+    return Settings(database_url=database_url, redis_url=redis_server.url, _env_file=None)  # type: ignore[arg-type]
