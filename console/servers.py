@@ -47,9 +47,13 @@ def free_port() -> int:
 
 
 class Server:
-    """One child process that serves, in `folder`."""
+    """One child process that serves, with its log and data in `folder`."""
 
     name = "server"
+    directory = Path("/")
+    """Where it runs."""
+    environment: dict[str, str] | None = None
+    """Its environment; None is that of this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,8 +80,14 @@ class Server:
 
     def start(self) -> Self:
         """Start and wait until it answers. Starting a server that runs does nothing."""
+        self.launch()
+        self.await_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start without waiting. Call it in the main thread: the server ends with the thread that started it."""
         if self.process is not None and self.process.poll() is None:
-            return self
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.prepare()
         with self.log.open("ab") as log:
@@ -86,18 +96,21 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
+                cwd=self.directory,
+                env=self.environment,
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),
                 **self._as_user(),
             )
+
+    def await_ready(self) -> None:
+        """Wait until it answers. Raises `ServerError` when it ended, or after `START_TIMEOUT`."""
         deadline = time.monotonic() + START_TIMEOUT
         while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise ServerError(f"{self.name} did not start:\n{self._tail()}")
             time.sleep(0.01)
-        return self
 
     def _as_user(self) -> dict[str, int]:
         return {}
