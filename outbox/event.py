@@ -30,7 +30,7 @@ class Event:
     name: str
     payload_json: str = field(repr=False)
     key: str | None = None
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, repr=False)
     created_at: datetime | None = None
 
     def __hash__(self) -> int:
