@@ -1,0 +1,33 @@
+"""Least privilege: the statements of `roles.sql` for an installation's own role names."""
+
+from __future__ import annotations
+
+from outbox.errors import ConfigurationError
+from outbox.migrations.script import text
+
+
+def roles_sql(
+    schema: str = "outbox", *, writer: str | None = None, relay: str | None = None, worker: str | None = None
+) -> str:
+    """What lets each given role do its part and no more. A role that is not given is left out.
+
+    Raises `ConfigurationError` when none is given.
+
+    >>> roles_sql(writer="shop").splitlines()[1]
+    'GRANT USAGE ON SCHEMA outbox TO "shop";'
+    """
+    names = {"{writer}": writer, "{relay}": relay, "{worker}": worker}
+    if not any(names.values()):
+        raise ConfigurationError("name at least one role: --writer, --relay or --worker")
+    blocks = []
+    for block in text("roles.sql", schema).split("\n\n"):
+        for placeholder, name in names.items():
+            if placeholder in block and name:
+                blocks.append(block.strip().replace(placeholder, _quoted(name)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _quoted(name: str) -> str:
+    if "\0" in name or not name.isprintable():
+        raise ConfigurationError(f"invalid role name {name!r}")
+    return '"' + name.replace('"', '""') + '"'
