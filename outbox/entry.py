@@ -1,7 +1,7 @@
 """The stream entry: how an event looks in Redis.
 
-Fields `id`, `name`, `key`, `payload`, `headers`, `at`; all text. `key` and `headers` are empty when there are none, `at` is
-the event's creation time in microseconds since 1970 UTC. Other languages can read it.
+Fields `id`, `name`, `key`, `payload`, `headers`, `at`; all text. `key` and `headers` are empty when there are none,
+`at` is the event's creation time in microseconds since 1970 UTC. Other languages can read it.
 """
 
 from __future__ import annotations

@@ -32,3 +32,11 @@ class PrefixTakenError(ConfigurationError):
 
 class LeadershipLostError(OutboxError):
     """This relay no longer holds the leader's lock and must stop writing."""
+
+
+class TargetError(OutboxError, TypeError):
+    """An event was added to something that is not a session or connection that can take it."""
+
+
+class NotYetSupportedError(OutboxError, NotImplementedError):
+    """An option that is named already but not built yet. Nothing was written."""

@@ -1,0 +1,244 @@
+"""The tables of the outbox schema for SQLAlchemy: for queries, and so that Alembic knows them.
+
+`outbox migrate` makes the schema; it also holds functions, a trigger and partitions, which Alembic cannot write. What
+Alembic needs is to leave all of it alone. In `env.py`:
+
+>>> context.configure(
+...     target_metadata=[Base.metadata, outbox.metadata],
+...     include_schemas=True,
+...     include_name=outbox.schema.include_name,
+... )
+
+The schema's name is read from `OUTBOX_SCHEMA` when this module is imported; the default is `outbox`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.types import UserDefinedType
+
+from outbox.names import check_schema
+
+SCHEMA = check_schema(os.environ.get("OUTBOX_SCHEMA") or "outbox")
+"""PostgreSQL schema of all tables."""
+
+metadata = MetaData(schema=SCHEMA)
+"""All tables of the outbox schema."""
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+class PgSnapshot(UserDefinedType[str]):
+    """PostgreSQL's `pg_snapshot`."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "pg_snapshot"
+
+
+# Without these, every reflection of the schema (by Alembic, say) warns of unknown types.
+ischema_names.setdefault("xid8", Xid8)
+ischema_names.setdefault("pg_snapshot", PgSnapshot)
+
+_Moment = DateTime(timezone=True)
+_NOW = text("clock_timestamp()")
+_UUIDV7 = text(f"{SCHEMA}.uuidv7()")
+_NAME_CHECK = "{0} <> '' AND length({0}) <= 128"
+
+event_seq = Sequence("event_seq", metadata=metadata, schema=SCHEMA)
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=_UUIDV7),
+    Column("created_at", _Moment, primary_key=True, server_default=_NOW),
+    Column("seq", BigInteger, nullable=False, server_default=text(f"nextval('{SCHEMA}.event_seq'::regclass)")),
+    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    Column("name", Text, nullable=False),
+    Column("key", Text),
+    Column("payload", JSON(none_as_null=True), nullable=False),
+    Column("headers", JSON(none_as_null=True)),
+    CheckConstraint(_NAME_CHECK.format("name")),
+    Index("event_xid", "xid"),
+    postgresql_partition_by="RANGE (created_at)",
+    # RETURNING would ask for the right to read, which a writer does not have.
+    implicit_returning=False,
+)
+
+tick = Table(
+    "tick",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("snapshot", PgSnapshot, nullable=False),
+    Column("created_at", _Moment, nullable=False, server_default=_NOW),
+    Column("count", BigInteger, comment="events in the batch; null until it is published"),
+)
+
+relay = Table(
+    "relay",
+    metadata,
+    Column("id", SmallInteger, CheckConstraint("id = 1"), primary_key=True, server_default=text("1")),
+    Column("tick", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("system_identifier", Text, nullable=False),
+    Column("leader", Text),
+    Column("heartbeat", _Moment),
+    postgresql_with={"fillfactor": 20},
+)
+
+stream = Table(
+    "stream",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("tick", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": 50},
+)
+
+handler = Table(
+    "handler",
+    metadata,
+    Column("name", Text, CheckConstraint(_NAME_CHECK.format("name")), primary_key=True),
+    Column("event_name", Text, nullable=False),
+    Column("attached", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "done_tick",
+        BigInteger,
+        comment="with done_seq: below and at this position every event has an outcome here; "
+        "null until the relay admits the handler",
+    ),
+    Column("done_seq", BigInteger),
+    Column(
+        "fed_tick",
+        BigInteger,
+        comment="with fed_seq: position of the catch-up feed; null when the handler is attached or not admitted yet",
+    ),
+    Column("fed_seq", BigInteger),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column("registered_at", _Moment, nullable=False, server_default=_NOW),
+    Column("last_seen", _Moment, nullable=False, server_default=_NOW),
+    CheckConstraint("(done_tick IS NULL) = (done_seq IS NULL)"),
+    CheckConstraint("(fed_tick IS NULL) = (fed_seq IS NULL)"),
+    Index("handler_event_name", "event_name"),
+    postgresql_with={"fillfactor": 50},
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("handler", Text, primary_key=True),
+    Column("event_created_at", _Moment, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("replays", Integer, nullable=False, server_default=text("0")),
+    Column("due_at", _Moment, comment="when to try again; while a worker holds the lease, when that ends"),
+    Column("lease", Uuid),
+    Column("error", Text),
+    Column("updated_at", _Moment, nullable=False, server_default=_NOW),
+    CheckConstraint("state IN ('done', 'retrying', 'dead')"),
+    CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
+    CheckConstraint("lease IS NULL OR state = 'retrying'"),
+    Index("delivery_due", "due_at", postgresql_where=text("state = 'retrying'")),
+    postgresql_partition_by="RANGE (event_created_at)",
+)
+
+dead_letter = Table(
+    "dead_letter",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("handler", Text, primary_key=True),
+    Column("event_created_at", _Moment, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("key", Text),
+    Column("payload", JSON, nullable=False),
+    Column("headers", JSON),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("died_at", _Moment, nullable=False, server_default=_NOW),
+    Column("replayed_at", _Moment),
+    Index("dead_letter_died_at", "died_at"),
+)
+
+scheduled = Table(
+    "scheduled",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=_UUIDV7),
+    Column("due_at", _Moment, nullable=False),
+    Column("name", Text, CheckConstraint(_NAME_CHECK.format("name")), nullable=False),
+    Column("key", Text),
+    Column("payload", JSON, nullable=False),
+    Column("headers", JSON),
+    Column("created_at", _Moment, nullable=False, server_default=_NOW),
+    Index("scheduled_due_at", "due_at"),
+)
+
+schedule = Table(
+    "schedule",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False, server_default=text("'UTC'::text")),
+    Column("event_name", Text, CheckConstraint(_NAME_CHECK.format("event_name")), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("headers", JSON),
+    Column("next_at", _Moment, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", _Moment, nullable=False, server_default=_NOW),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("reason", Text),
+    Column("detail", JSON, nullable=False),
+)
+
+
+def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+    """Alembic's `include_name` hook: False for what lives in the outbox schema and is not in `metadata` (partitions,
+    which come and go, and the table of applied migrations), True for everything else.
+
+    With `include_schemas=True` Alembic looks at every schema of the database; to keep it to yours, call this from a
+    hook that also answers for `type_ == "schema"`.
+
+    >>> include_name("event_p20260131", "table", {"schema_name": "outbox"})
+    False
+    """
+    if type_ != "table" or parent_names.get("schema_name") != SCHEMA:
+        return True
+    return f"{SCHEMA}.{name}" in metadata.tables

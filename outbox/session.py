@@ -1,0 +1,115 @@
+"""How events travel through a SQLAlchemy session, so that their INSERT is the last statement of its flush.
+
+SQLAlchemy orders the statements of unrelated mappers by name. An event mapped like any other class could be inserted
+before the UPDATE that takes its key's row lock, and so overtake an event of a transaction that holds that lock.
+
+`PendingEvents` is therefore mapped against a SELECT. Such a class takes part in the unit of work (the session is dirty,
+savepoints and rollbacks apply, `expunge` and `close` forget it) but has no table of its own to write to. Its flush only
+collects the events and their connection; they are written when all else of that flush is, other listeners' work
+included. SQLAlchemy never sees a column that it would want to fetch, refresh or return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, Connection, Text, Uuid, bindparam, cast, insert, select
+from sqlalchemy import event as hooks
+from sqlalchemy.exc import ProgrammingError, UnboundExecutionError
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, object_session, registry
+
+from outbox.errors import ConfigurationError, SchemaError
+from outbox.event import Event
+from outbox.payload import encode_headers
+from outbox.schema import SCHEMA, event
+
+_COLLECTED = "outbox.collected"
+_UNDEFINED = ("42P01", "3F000", "42703")
+
+# A cast from text, because SQLAlchemy's own JSON type would serialise once more.
+_INSERT = insert(event).values(
+    id=bindparam("id", type_=Uuid()),
+    name=bindparam("name", type_=Text()),
+    key=bindparam("key", type_=Text()),
+    payload=cast(bindparam("payload", type_=Text()), JSON),
+    headers=cast(bindparam("headers", type_=Text()), JSON),
+)
+
+
+class PendingEvents:
+    """Events that one call of `add` or `add_many` put into a session."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.id: UUID = events[0].id
+        self.events = events
+
+
+_rows = select(event.c.id).subquery("outbox_event")
+_mapper = registry().map_imperatively(PendingEvents, _rows, primary_key=[_rows.c.id], eager_defaults=False)
+
+
+def put(session: Session, events: Sequence[Event]) -> None:
+    """Let `events` (one at least) be written with the session's next flush. No I/O.
+
+    Raises `ConfigurationError` when a session with several binds has none for the outbox.
+    """
+    if session.bind is None:
+        try:
+            session.get_bind(_mapper)
+        except UnboundExecutionError as error:
+            raise ConfigurationError(
+                "this session has no engine for the outbox: add `outbox.schema.event: engine` to its `binds`, with the "
+                "engine that the business data goes to"
+            ) from error
+    session.add(PendingEvents(events))
+
+
+def pending(session: Session) -> list[Event]:
+    """The events that wait for the session's next flush, in the order they were added."""
+    return [each for row in session.new if isinstance(row, PendingEvents) for each in row.events]
+
+
+def write(connection: Connection, events: Sequence[Event]) -> None:
+    """INSERT `events` now: one statement, executed once per event in one batch."""
+    try:
+        connection.execute(_INSERT, [row(each) for each in events])
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) in _UNDEFINED:
+            raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error
+        raise
+
+
+def row(each: Event) -> dict[str, Any]:
+    """An event as the INSERT's parameters."""
+    return {
+        "id": each.id,
+        "name": each.name,
+        "key": each.key,
+        "payload": each.payload_json,
+        "headers": encode_headers(each.headers),
+    }
+
+
+def _collect(_mapper: Mapper[PendingEvents], connection: Connection, target: PendingEvents) -> None:
+    session = object_session(target)
+    assert session is not None
+    session.info.setdefault(_COLLECTED, {}).setdefault(connection, []).extend(target.events)
+
+
+def _forget(session: Session, _context: UOWTransaction, _objects: object) -> None:
+    """A flush that failed half-way left what it had collected."""
+    session.info.pop(_COLLECTED, None)
+
+
+def _write_collected(session: Session, _context: UOWTransaction) -> None:
+    collected: dict[Connection, list[Event]] | None = session.info.pop(_COLLECTED, None)
+    if collected:
+        for connection, events in collected.items():
+            write(connection, events)
+
+
+hooks.listen(PendingEvents, "before_insert", _collect)
+hooks.listen(Session, "before_flush", _forget)
+hooks.listen(Session, "after_flush_postexec", _write_collected)
