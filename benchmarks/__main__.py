@@ -1,0 +1,92 @@
+"""`python -m benchmarks write|relay|worker|latency|all`: tables on stdout, progress on stderr.
+
+Exit status: 0 measured, 1 something failed (with --strict: or a target was missed), 2 wrong usage or a missing program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from benchmarks import backlog, latency, relay, worker, write
+from benchmarks.report import Report, as_json, figures_table, sides_table
+from outbox.errors import ConfigurationError, OutboxError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    common.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs of each side (default 3)")
+    common.add_argument("--quick", action="store_true", help="less load: to see that it works, not to quote")
+    common.add_argument("--strict", action="store_true", help="exit with 1 when a target is missed")
+    load = argparse.ArgumentParser(add_help=False)
+    load.add_argument("--events", type=positive, metavar="N", help="how many wait (default 400,000)")
+    load.add_argument("--names", type=positive, default=1, metavar="N", help="event names, a stream each (default 1)")
+    load.add_argument("--payload", type=payload, default=100, metavar="BYTES", help="size of a payload (default 100)")
+    load.add_argument("--hold-transaction", action="store_true", help="also with a transaction open throughout")
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+    commands = made.add_subparsers(dest="benchmark", required=True)
+    commands.add_parser("write", parents=[common], help="commits per second of 32 writers")
+    commands.add_parser("relay", parents=[common, load], help="events per second of one relay")
+    commands.add_parser("worker", parents=[common], help="events per second of one worker process")
+    commands.add_parser("latency", parents=[common], help="from add and commit to the handler's start")
+    commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
+    return made
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def payload(text: str) -> int:
+    """A size that the payload of the backlog can have."""
+    if (value := int(text)) < backlog.SMALLEST_PAYLOAD:
+        raise argparse.ArgumentTypeError(f"must be at least {backlog.SMALLEST_PAYLOAD}")
+    return value
+
+
+def measure(options: argparse.Namespace, benchmark: str) -> Report:
+    """Run one benchmark as the options say."""
+    if benchmark == "relay":
+        usual = 40_000 if options.quick else 400_000
+        load = relay.Load(
+            getattr(options, "events", None) or usual, getattr(options, "names", 1), getattr(options, "payload", 100)
+        )
+        hold = getattr(options, "hold_transaction", False)
+        return relay.run(repeat=options.repeat, load=load, hold_transaction=hold)
+    run = {"write": write.run, "worker": worker.run, "latency": latency.run}[benchmark]
+    return run(repeat=options.repeat, quick=options.quick)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and return the exit status."""
+    options = parser().parse_args(arguments)
+    console = Console()
+    reports: list[Report] = []
+    chosen = ("write", "relay", "worker", "latency") if options.benchmark == "all" else (options.benchmark,)
+    try:
+        for benchmark in chosen:
+            reports.append(measure(options, benchmark))
+            console.print(sides_table(reports[-1]))
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OutboxError as error:
+        print(error, file=sys.stderr)
+        return 1
+    console.print(figures_table(reports))
+    if options.json:
+        print(json.dumps(as_json(reports)))
+    return 1 if options.strict and any(report.missed for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The application of the latency benchmark, on SQLAlchemy: `python -m benchmarks.writer PER_SECOND SECONDS`.
+
+Sends at fixed moments, however long the one before took. The clock starts when the business row is written and
+`outbox.add` is about to be called, so `add`, the event's INSERT and the whole COMMIT count.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+import outbox
+
+
+class Base(DeclarativeBase):
+    """The application's models."""
+
+
+class Purchase(Base):
+    """The business row."""
+
+    __tablename__ = "purchase"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer: Mapped[int]
+
+
+def main(per_second: float, seconds: float) -> None:
+    engine = create_engine(os.environ["OUTBOX_DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://", 1))
+    Base.metadata.create_all(engine)
+    begin = time.monotonic()
+    for number in range(round(per_second * seconds)):
+        time.sleep(max(0.0, begin + number / per_second - time.monotonic()))
+        with Session(engine) as session:
+            purchase = Purchase(customer=number)
+            session.add(purchase)
+            session.flush()
+            outbox.add(session, "order_placed", order_id=purchase.id, sent_ns=time.monotonic_ns())
+            session.commit()
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), float(sys.argv[2]))
