@@ -1,0 +1,23 @@
+"""Looking after an outbox: how far everything is, what failed, and running it again."""
+
+from outbox.admin.events import Delivery, LoggedEvent, events
+from outbox.admin.letters import DeadLetter, Filter, count_dead_letters, dead_letters
+from outbox.admin.replaying import Replayed, replay
+from outbox.admin.state import Count, HandlerStatus, Leader, Status, status
+
+__all__ = [
+    "Count",
+    "DeadLetter",
+    "Delivery",
+    "Filter",
+    "HandlerStatus",
+    "Leader",
+    "LoggedEvent",
+    "Replayed",
+    "Status",
+    "count_dead_letters",
+    "dead_letters",
+    "events",
+    "replay",
+    "status",
+]

@@ -1,0 +1,16 @@
+-- Events, the latest first, each with what came of it at its handlers. Index: event's primary key backwards (ids are UUIDv7
+-- and rise with time), in the partitions that `since` and `until` leave; delivery's primary key, once per event shown.
+SELECT e.id, e.name, e.key, e.created_at, e.payload::text AS payload_json, e.headers,
+       coalesce((SELECT json_agg(json_build_object(
+                          'handler', d.handler, 'state', d.state, 'attempts', d.attempts, 'replays', d.replays,
+                          'due_at', d.due_at, 'updated_at', d.updated_at, 'error', d.error) ORDER BY d.handler)
+                   FROM {schema}.delivery AS d
+                  WHERE d.event_id = e.id AND d.event_created_at = e.created_at), '[]') AS deliveries
+  FROM {schema}.event AS e
+ WHERE (%(ids)s::uuid[] IS NULL OR e.id = ANY(%(ids)s::uuid[]))
+   AND (%(name)s::text IS NULL OR e.name = %(name)s)
+   AND (%(key)s::text IS NULL OR e.key = %(key)s)
+   AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s)
+   AND (%(until)s::timestamptz IS NULL OR e.created_at < %(until)s)
+ ORDER BY e.id DESC
+ LIMIT %(limit)s

@@ -1,0 +1,12 @@
+-- Dead letters that nobody has put back yet, the latest first. Index: dead_letter_died_at backwards; by id the primary key.
+SELECT event_id, handler, event_created_at, name AS event_name, key, payload::text AS payload_json, headers, attempts, error,
+       died_at
+  FROM {schema}.dead_letter
+ WHERE replayed_at IS NULL
+   AND (%(ids)s::uuid[] IS NULL OR event_id = ANY(%(ids)s::uuid[]))
+   AND (%(handler)s::text IS NULL OR handler = %(handler)s)
+   AND (%(event)s::text IS NULL OR name = %(event)s)
+   AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
+   AND (%(until)s::timestamptz IS NULL OR died_at < %(until)s)
+ ORDER BY died_at DESC, event_id, handler
+ LIMIT %(limit)s

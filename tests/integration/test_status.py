@@ -1,0 +1,225 @@
+"""`outbox.admin.status` and `events` against rows written as the relay and the workers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox import admin
+from outbox.database import UnreachableError
+from outbox.errors import SchemaError
+from outbox.names import lock_id
+from outbox.position import Position
+from outbox.settings import Settings
+
+Db = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Db]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def add(db: Db, name: str = "a", count: int = 1) -> None:
+    db.execute("INSERT INTO outbox.event (name, payload) SELECT %s, '{}' FROM generate_series(1, %s)", [name, count])
+
+
+def tick(db: Db, published: bool = True) -> int:
+    """A tick that covers everything committed; the relay's position moves along when it is published."""
+    row = db.execute(
+        "INSERT INTO outbox.tick (id, snapshot, count)"
+        " SELECT max(id) + 1, pg_current_snapshot(), CASE WHEN %s THEN 1 END FROM outbox.tick RETURNING id",
+        [published],
+    ).fetchone()
+    assert row is not None
+    if published:
+        db.execute(
+            "UPDATE outbox.relay SET tick = %s, seq = (SELECT coalesce(max(seq), 0) FROM outbox.event)", [row[0]]
+        )
+    return int(row[0])
+
+
+def handler(db: Db, name: str, event: str = "a", done: tuple[int, int] | None = (0, 0), attached: bool = False) -> None:
+    db.execute(
+        "INSERT INTO outbox.handler (name, event_name, done_tick, done_seq, attached) VALUES (%s, %s, %s, %s, %s)",
+        [name, event, *(done or (None, None)), attached],
+    )
+
+
+def deliver(db: Db, name: str, state: str, limit: int, offset: int = 0) -> None:
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, %(h)s, created_at, %(s)s, 1, CASE WHEN %(s)s = 'retrying' THEN now() END FROM"
+        " (SELECT * FROM outbox.event ORDER BY seq LIMIT %(l)s OFFSET %(o)s) AS part",
+        {"h": name, "s": state, "l": limit, "o": offset},
+    )
+
+
+def test_a_fresh_outbox_is_empty_and_led_by_no_one(database_url: str) -> None:
+    status = admin.status(database_url)
+    assert status.position is not None
+    assert status.leader is None
+    assert (status.events, status.unpublished) == (admin.Count(0), admin.Count(0))
+    assert status.unpublished_age is None
+    assert status.handlers == ()
+
+
+def test_committed_events_are_unpublished_until_a_published_tick_saw_them(database_url: str, db: Db) -> None:
+    add(db, count=3)
+    assert admin.status(db).unpublished.value == 3
+    tick(db, published=False)
+    assert admin.status(db).unpublished.value == 3
+    moved = tick(db)
+    status = admin.status(db)
+    assert status.unpublished.value == 0
+    assert status.events.value == 3
+    assert status.position is not None
+    assert status.position.tick == moved
+
+
+def test_an_event_that_was_open_when_the_last_tick_was_taken_counts_once_it_commits(database_url: str, db: Db) -> None:
+    with psycopg.connect(database_url) as late:
+        late.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
+        add(db)
+        tick(db)
+        assert admin.status(db).unpublished.value == 0
+        late.commit()
+    status = admin.status(db)
+    assert status.unpublished.value == 1
+    assert status.unpublished_age is not None
+    assert status.unpublished_age > timedelta(0)
+
+
+def test_the_session_that_holds_the_lock_of_this_schema_is_the_leader(database_url: str, db: Db) -> None:
+    with psycopg.connect(database_url, autocommit=True, application_name="outbox relay") as relay:
+        relay.execute("SELECT pg_advisory_lock(%s)", [lock_id("relay", "billing")])
+        assert admin.status(db).leader is None
+        relay.execute("SELECT pg_advisory_lock(%s)", [lock_id("relay", "outbox")])
+        leader = admin.status(db).leader
+        assert leader is not None
+        assert (leader.pid, leader.application_name) == (relay.info.backend_pid, "outbox relay")
+
+
+def test_lag_counts_a_handler_s_events_without_an_outcome(db: Db) -> None:
+    add(db, "a", 10)
+    add(db, "b", 5)
+    tick(db)
+    handler(db, "h")
+    deliver(db, "h", "done", 4)
+    deliver(db, "h", "retrying", 2, offset=4)
+    deliver(db, "h", "dead", 1, offset=6)
+    (found,) = admin.status(db).handlers
+    assert (found.lag.value, found.done.value, found.retrying.value) == (3, 4, 2)
+    assert found.dead.value == 0, "dead letters are counted, not deliveries"
+    assert found.oldest_waiting_at is not None
+
+
+def test_lag_begins_above_done_to_also_within_a_tick(db: Db) -> None:
+    tick(db)
+    add(db, "a", 4)
+    second = tick(db)
+    row = db.execute("SELECT min(seq) FROM outbox.event").fetchone()
+    assert row is not None
+    handler(db, "later", done=(second, row[0] + 2))
+    handler(db, "first", done=(second - 1, 0))
+    assert {h.name: h.lag.value for h in admin.status(db).handlers} == {"first": 4, "later": 1}
+    add(db, "a", 2)
+    assert {h.name: h.lag.value for h in admin.status(db).handlers} == {"first": 6, "later": 3}
+
+
+def test_a_handler_shows_who_feeds_it(db: Db) -> None:
+    handler(db, "attached", done=(1, 2), attached=True)
+    handler(db, "detached", done=(1, 2))
+    handler(db, "new", done=None)
+    found = {h.name: h for h in admin.status(db).handlers}
+    assert {name: h.state for name, h in found.items()} == {name: name for name in found}
+    assert found["attached"].done_to == Position(1, 2)
+    assert found["new"].done_to is None
+
+
+def test_counting_stops_where_it_is_told_to_and_says_so(db: Db) -> None:
+    add(db, count=50)
+    handler(db, "h")
+    deliver(db, "h", "done", 20)
+    status = admin.status(db, look_at=10)
+    assert [str(count) for count in (status.events, status.unpublished)] == ["≥ 10", "≥ 10"]
+    assert not status.handlers[0].lag.exact
+    assert not status.handlers[0].done.exact
+
+
+def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
+    add(db, count=60_000)
+    last = tick(db)
+    handler(db, "h", done=(last, 10**9), attached=True)
+    deliver(db, "h", "done", 60_000)
+    add(db, count=5)
+    db.execute("ANALYZE outbox.event, outbox.delivery")
+    from outbox.admin.statement import statement
+
+    for name in ("overview", "handlers"):
+        plan = db.execute(
+            b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement(name, "outbox"), {"most": 1000, "lock": 1}
+        ).fetchone()
+        assert plan is not None
+        rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan[0][0]["Plan"]))
+        assert rows < 6_000, f"{name} read {rows} rows"
+    assert admin.status(db).handlers[0].lag.value == 5
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The nodes of a plan that read tables."""
+    if "Relation Name" in node:
+        yield {**node, "Actual Rows": node["Actual Rows"] + node.get("Rows Removed by Filter", 0)}
+    for child in node.get("Plans", []):
+        yield from scans(child)
+
+
+def test_status_takes_a_url_a_connection_or_settings(settings: Settings, database_url: str, db: Db) -> None:
+    assert admin.status(settings).schema == admin.status(database_url).schema == admin.status(db).schema == "outbox"
+    alchemy = database_url.replace("postgresql://", "postgresql+psycopg://")
+    assert admin.status(alchemy).schema == "outbox"
+
+
+def test_a_missing_schema_and_a_missing_server_say_what_to_do(empty_database_url: str) -> None:
+    with pytest.raises(SchemaError, match="outbox migrate"):
+        admin.status(empty_database_url)
+    with pytest.raises(SchemaError, match="outbox migrate"):
+        admin.dead_letters(empty_database_url)
+    with pytest.raises(
+        UnreachableError, match=r"cannot reach PostgreSQL at postgresql://u:\*\*\*@127.0.0.1:1/x"
+    ) as caught:
+        admin.status("postgresql://u:hidden@127.0.0.1:1/x")
+    assert "hidden" not in str(caught.value)
+
+
+# The log ---------------------------------------------------------------------------------------------------------
+
+
+def test_events_come_latest_first_with_what_became_of_them(db: Db) -> None:
+    db.execute("INSERT INTO outbox.event (name, key, payload) VALUES ('a', 'k1', '{\"n\":  1e2}'), ('b', 'k2', '{}')")
+    deliver(db, "h", "retrying", 1)
+    deliver(db, "g", "done", 1)
+    found = admin.events(db)
+    assert [event.name for event in found] == ["b", "a"]
+    assert found[0].deliveries == ()
+    assert found[1].payload_json == '{"n":  1e2}'
+    assert [(d.handler, d.state) for d in found[1].deliveries] == [("g", "done"), ("h", "retrying")]
+    assert found[1].deliveries[1].due_at is not None
+
+
+def test_events_are_filtered_by_all_that_is_given(db: Db) -> None:
+    db.execute(
+        "INSERT INTO outbox.event (name, key, payload) VALUES ('a', 'k1', '{}'), ('a', 'k2', '{}'), ('b', 'k1', '{}')"
+    )
+    every = admin.events(db)
+    assert len(admin.events(db, name="a")) == 2
+    assert len(admin.events(db, name="a", key="k1")) == 1
+    assert admin.events(db, ids=[every[1].id]) == [every[1]]
+    assert len(admin.events(db, limit=1)) == 1
+    assert admin.events(db, since=datetime.now(UTC) + timedelta(hours=1)) == []
+    assert len(admin.events(db, until=datetime.now(UTC) + timedelta(hours=1))) == 3
