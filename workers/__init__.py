@@ -1,1 +1,27 @@
-"""TODO"""
+"""Workers: run handlers for the events that were published, and record in PostgreSQL what came of each.
+
+>>> app = workers.App()
+>>> @app.handler("send_email", max_attempts=10, timeout=30)
+... async def send_email(user_id: int, session: AsyncSession, event: Event) -> None: ...
+"""
+
+from outbox.event import Event
+from workers.app import App
+from workers.backoff import Backoff
+from workers.context import Context
+from workers.errors import HandlerError, PayloadMismatchError, Reject, RetryLater, SessionOwnedError, Snooze
+from workers.worker import Worker
+
+__all__ = [
+    "App",
+    "Backoff",
+    "Context",
+    "Event",
+    "HandlerError",
+    "PayloadMismatchError",
+    "Reject",
+    "RetryLater",
+    "SessionOwnedError",
+    "Snooze",
+    "Worker",
+]

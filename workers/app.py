@@ -1,0 +1,102 @@
+"""The application: the handlers that one kind of worker process runs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from outbox.errors import ConfigurationError, PayloadError
+from outbox.names import check_name
+from workers import binding
+from workers.backoff import Backoff
+from workers.errors import HandlerError
+from workers.handler import Handler
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class App:
+    """Collects handlers. `prefix` keeps the handler names of several services on one database apart.
+
+    >>> app = workers.App()
+    >>> @app.handler("send_email", max_attempts=5)
+    ... async def send_email(user_id: int, template: str) -> None: ...
+    """
+
+    def __init__(self, *, prefix: str = "") -> None:
+        if prefix:
+            check_name(prefix, "prefix")
+        self.prefix = prefix
+        self._handlers: dict[str, Handler] = {}
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """All handlers by their full name."""
+        return MappingProxyType(self._handlers)
+
+    def handler(
+        self,
+        event_name: str,
+        *,
+        name: str | None = None,
+        max_attempts: int = 10,
+        timeout: float = 30.0,
+        backoff: Backoff | None = None,
+        concurrency: int | None = None,
+    ) -> Callable[[Function], Function]:
+        """Subscribe a function to an event name. The function itself is returned unchanged.
+
+        `name` is the handler's name (the function's by default), under which its progress is kept: do not change it
+        lightly. `timeout` is in seconds. `concurrency` is how many runs one process does at once. Raises
+        `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate name.
+
+        >>> @app.handler("order_placed", timeout=5, backoff=workers.Backoff(initial=2, maximum=60))
+        ... def book(order_id: int, session: Session) -> None: ...
+        """
+        _check_options(event_name, max_attempts, timeout, concurrency)
+
+        def register(function: Function) -> Function:
+            if not inspect.isroutine(function) or inspect.isasyncgenfunction(function):
+                raise HandlerError(f"a handler must be a function (def or async def), not {function!r}")
+            short = name or function.__name__
+            full = f"{self.prefix}.{short}" if self.prefix else short
+            try:
+                check_name(full, "handler name")
+            except PayloadError as error:
+                raise HandlerError(f"{error}; pass name=…") from None
+            if full in self._handlers:
+                raise ConfigurationError(
+                    f"two handlers are named {full!r}: pass name=… to one of them (names identify progress, so they "
+                    "must be unique)"
+                )
+            # Types that live in the decorating function are out of reach of the function's globals.
+            namespace = sys._getframe(1).f_locals
+            self._handlers[full] = Handler(
+                name=full,
+                event_name=event_name,
+                function=function,
+                binding=binding.compile(function, full, namespace),
+                max_attempts=max_attempts,
+                timeout=timeout,
+                backoff=backoff or Backoff(),
+                concurrency=concurrency,
+            )
+            return function
+
+        return register
+
+
+def _check_options(event_name: str, max_attempts: int, timeout: float, concurrency: int | None) -> None:
+    try:
+        check_name(event_name)
+    except PayloadError as error:
+        raise HandlerError(str(error)) from None
+    if max_attempts < 1:
+        raise HandlerError("max_attempts must be at least 1")
+    if not 0 < timeout < float("inf"):
+        raise HandlerError("timeout must be a positive number of seconds")
+    if concurrency is not None and concurrency < 1:
+        raise HandlerError("concurrency must be at least 1")

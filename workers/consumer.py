@@ -1,0 +1,281 @@
+"""Reading streams: one doorbell for all of them, then group reads for the handlers concerned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from outbox.entry import from_microseconds
+from outbox.position import Position
+from workers import prefetch
+from workers.database import Database, array
+from workers.delivery import Recorder
+from workers.job import Job, from_entry
+from workers.lane import Lane, Source
+from workers.link import Redis, Unreachable
+
+BLOCK = 2.0
+"""Seconds the doorbell waits; after as many seconds every stream is looked at anyway."""
+
+LISTEN_AGAIN = 0.2
+"""Seconds after which the main stream of a detached handler may ring again."""
+
+
+class Consumer:
+    """Feeds the lanes from their streams. `refresh` reads the handlers' rows again when a stream says that one changed."""
+
+    def __init__(
+        self,
+        lanes: list[Lane],
+        sources: list[Source],
+        *,
+        redis: Redis,
+        bell: Redis,
+        database: Database,
+        up: asyncio.Event,
+        recorder: Recorder,
+        name: str,
+        refresh: Any,
+        log: Any,
+    ) -> None:
+        self._lanes = lanes
+        self._sources = sources
+        self._redis = redis
+        self._bell = bell
+        self._database = database
+        self._up = up
+        self._recorder = recorder
+        self._name = name
+        self._refresh = refresh
+        self._log = log
+        self._wake = asyncio.Event()
+        self._armed: dict[str, bytes] = {}
+        self._ring: asyncio.Task[Any] | None = None
+        self._bell_id: int | None = None
+        self._quiet_until = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._admitting: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Look again: room was made, or a handler's row changed."""
+        self._wake.set()
+
+    def look_everywhere(self) -> None:
+        """Read every stream once more, whatever the doorbell says."""
+        for source in self._sources:
+            source.ready = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        look_at = self._loop.time() + BLOCK
+        try:
+            while True:
+                if self._loop.time() >= look_at:
+                    look_at = self._loop.time() + BLOCK
+                    self.look_everywhere()
+                self._wake.clear()
+                await self._up.wait()
+                wanted = [(source, room) for source in self._sources if source.ready and (room := self._room(source))]
+                try:
+                    if wanted:
+                        await self._read(wanted)
+                    else:
+                        await self._listen(look_at)
+                except Unreachable as error:
+                    self._log.warning("redis.lost", error=type(error).__name__)
+                    await self._hang_up()
+                    await asyncio.sleep(0.2)
+                    self.look_everywhere()
+        finally:
+            await self._hang_up()
+
+    def _room(self, source: Source) -> int:
+        return min(source.lane.room(), prefetch.READ) if source.open else 0
+
+    # Reading
+
+    async def _read(self, wanted: list[tuple[Source, int]]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for source, count in wanted:
+            pipeline.execute_command(
+                "XREADGROUP", "GROUP", source.lane.name, self._name, "COUNT", count, "STREAMS", source.key, ">"
+            )
+            pipeline.execute_command("XINFO GROUPS", source.key)
+        replies = await pipeline.execute(raise_on_error=False)
+        for number, (source, count) in enumerate(wanted):
+            entries, groups = replies[2 * number], replies[2 * number + 1]
+            if isinstance(entries, ResponseError) and "NOGROUP" in str(entries):
+                await self._heal(source)
+                continue
+            for reply in (entries, groups):
+                if isinstance(reply, RedisError):
+                    raise reply
+            found = entries[0][1] if entries else []
+            if len(found) < count:
+                source.ready = False
+                source.position = _last_delivered(groups, source.lane.name.encode())
+            if found:
+                task = asyncio.create_task(self._admit(source, found, full=len(found) == count))
+                self._admitting.add(task)
+                task.add_done_callback(self._admitting.discard)
+
+    async def _heal(self, source: Source) -> None:
+        """Make a group that is missing: at 0 on the catch-up stream; on the main stream at `done_to`, if attached."""
+        start = "0"
+        if source.main:
+            await self._refresh()
+            if not source.lane.attached or source.lane.done_to is None:
+                source.ready = False
+                return
+            start = str(source.lane.done_to)
+            self._log.warning("group.healed", stream=source.key, handler=source.lane.name, start=start)
+        try:
+            await self._redis.xgroup_create(source.key, source.lane.name, id=start, mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def _admit(self, source: Source, entries: list[Any], *, full: bool) -> None:
+        """Run what has no outcome yet; acknowledge the rest."""
+        lane = source.lane
+        began = self._loop.time()
+        jobs: list[Job] = []
+        done: dict[Source, list[bytes]] = defaultdict(list)
+        size = 0
+        for entry_id, fields in entries:
+            job = from_entry(lane, source, entry_id, fields)
+            if job is None:
+                self._log.error("entry.invalid", stream=source.key, entry=entry_id.decode("ascii", "replace"))
+                done[source].append(entry_id)
+                continue
+            size += len(job.payload)
+            source.inflight[entry_id] = job
+            twin = lane.active.setdefault(job.event_id, job)
+            if twin is job:
+                jobs.append(job)
+            elif twin.source is not source or twin.entry_id != entry_id:
+                twin.twins = [*(twin.twins or ()), (source, entry_id)]
+        if jobs:
+            lane.average_bytes = 0.8 * lane.average_bytes + 0.2 * size / len(jobs)
+            seen = await self._seen(lane, jobs)
+            if seen:
+                for job in jobs:
+                    if job.event_id in seen and not job.closed:
+                        job.closed = True
+                        self._recorder.add(job, None)
+            lane.start(jobs)
+        if done:
+            await self._recorder.acknowledge_entries(done)
+        if full and jobs:
+            last = jobs[-1]
+            while lane.active.get(last.event_id) is last:
+                await asyncio.sleep(0.005)
+            lane.worked(self._loop.time() - began)
+            self._wake.set()
+
+    async def _seen(self, lane: Lane, jobs: list[Job]) -> set[str]:
+        rows = await self._database.fetch(
+            "seen",
+            {
+                "ids": array([job.event_id for job in jobs]),
+                "handler": lane.name,
+                "first": from_microseconds(min(job.at for job in jobs)),
+                "last": from_microseconds(max(job.at for job in jobs)),
+            },
+        )
+        return {row[0] for row in rows}
+
+    # The doorbell
+
+    def _wished(self) -> dict[str, bytes]:
+        """What to listen to: every stream that was read dry, from the earliest place of those who share it; and the main
+        streams of detached handlers, as a hint that they were attached."""
+        wished: dict[str, bytes] = {}
+        for source in self._sources:
+            if source.ready or source.position is None or not source.open:
+                continue
+            known = wished.get(source.key)
+            if known is None or Position.parse(source.position) < Position.parse(known):
+                wished[source.key] = source.position
+        if self._loop.time() >= self._quiet_until:
+            for source in self._sources:
+                if source.main and not source.lane.attached:
+                    wished.setdefault(source.key, b"$")
+        return wished
+
+    async def _listen(self, until: float) -> None:
+        """Wait for the doorbell or a reason to look again."""
+        wished = self._wished()
+        if self._ring is not None and any(
+            key not in self._armed or (self._armed[key] != id_ and id_ != b"$") for key, id_ in wished.items()
+        ):
+            await self._unblock()
+        if self._ring is None and wished:
+            self._armed = wished
+            self._ring = asyncio.create_task(self._wait_for_ring(wished))
+        waiter = asyncio.create_task(self._wake.wait())
+        tasks = {waiter} | ({self._ring} if self._ring is not None else set())
+        try:
+            await asyncio.wait(tasks, timeout=max(0.0, until - self._loop.time()), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+        if self._ring is not None and self._ring.done():
+            await self._rung()
+
+    async def _wait_for_ring(self, wished: dict[str, bytes]) -> Any:
+        if self._bell_id is None:
+            self._bell_id = int(await self._bell.client_id())
+        return await self._bell.execute_command(
+            "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS", *wished, *wished.values()
+        )
+
+    async def _rung(self) -> None:
+        assert self._ring is not None
+        ring, self._ring = self._ring, None
+        rung = {entry[0].decode() for entry in ring.result() or ()}
+        changed = False
+        for source in self._sources:
+            if source.key in rung:
+                if source.open:
+                    source.ready = True
+                elif source.main and not source.lane.attached:
+                    changed = True
+        if changed:
+            self._quiet_until = self._loop.time() + LISTEN_AGAIN
+            await self._refresh()
+
+    async def _unblock(self) -> None:
+        """End the blocking read, so that it can be begun anew with other streams."""
+        assert self._ring is not None
+        for _ in range(3):
+            if self._ring.done() or self._bell_id is None:
+                break
+            await self._redis.execute_command("CLIENT UNBLOCK", self._bell_id)
+            await asyncio.wait({self._ring}, timeout=0.01)
+        if self._ring.done():
+            await self._rung()
+        else:
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        ring, self._ring = self._ring, None
+        self._bell_id = None
+        if ring is not None:
+            ring.cancel()
+            with contextlib.suppress(asyncio.CancelledError, *Unreachable):
+                await ring
+        with contextlib.suppress(*Unreachable):
+            await self._bell.connection_pool.disconnect()
+
+
+def _last_delivered(groups: list[list[Any]], name: bytes) -> bytes:
+    for group in groups:
+        facts = dict(zip(group[0::2], group[1::2], strict=False))
+        if facts.get(b"name") == name:
+            return bytes(facts[b"last-delivered-id"])
+    return b"0-0"

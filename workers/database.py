@@ -1,0 +1,96 @@
+"""The worker's own connections to PostgreSQL: statements that are tried until the server answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from workers.queries import sql
+
+STATEMENT_TIMEOUT = 30.0
+"""Seconds after which a statement's connection is taken for dead."""
+
+Unreachable = (psycopg.Error, OSError, TimeoutError)
+
+
+class Database:
+    """One autocommit connection that is reopened when it breaks.
+
+    `up` is shared by all of a worker's connections and says whether PostgreSQL answers. No statement is prepared, so that
+    transaction poolers work and every plan sees its partitions.
+    """
+
+    def __init__(self, url: str, schema: str, up: asyncio.Event, log: Any) -> None:
+        self._url = url
+        self._schema = schema
+        self._up = up
+        self._log = log
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def fetch(self, name: str, params: Mapping[str, Any]) -> list[Any]:
+        """The rows of `sql/<name>.sql`. Waits for PostgreSQL as long as it takes; every statement must bear repetition."""
+        return await self.query(sql(name, self._schema), params)
+
+    async def query(self, statement: str, params: Mapping[str, Any]) -> list[Any]:
+        """Like `fetch`, for the text of a statement."""
+        try:
+            return await self.once(statement, params)
+        except Unreachable as error:
+            self._lost(error)
+        async for attempt in AsyncRetrying(
+            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
+            retry=retry_if_exception_type(Unreachable),
+        ):
+            with attempt:
+                rows = await self.once(statement, params)
+        self._log.info("postgres.back")
+        return rows
+
+    async def once(self, statement: str, params: Mapping[str, Any]) -> list[Any]:
+        """Run a statement without a second try."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(STATEMENT_TIMEOUT):
+                    if self._connection is None or self._connection.closed:
+                        self._connection = await self._connect()
+                    cursor = await self._connection.execute(statement, params)  # type: ignore[arg-type]
+                    rows = await cursor.fetchall() if cursor.description else []
+            except BaseException:
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    await connection.close()
+                raise
+        self._up.set()
+        return rows
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(
+            self._url,
+            autocommit=True,
+            prepare_threshold=None,
+            connect_timeout=5,
+            application_name="outbox worker",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+
+    def _lost(self, error: BaseException) -> None:
+        if self._up.is_set():
+            self._log.warning("postgres.lost", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+        self._up.clear()
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+def array(values: list[str]) -> str:
+    """A PostgreSQL array of plain words (ids, numbers, handler names): nothing in them needs quoting."""
+    return "{" + ",".join(values) + "}"

@@ -1,0 +1,146 @@
+"""Outcomes in PostgreSQL, in batches; then, and only then, the acknowledgement in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from workers.database import Database, array
+from workers.job import Job
+from workers.lane import Source
+from workers.link import Redis, Unreachable
+from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
+
+BATCH = 1000
+
+
+class Recorder:
+    """Takes the outcome of every attempt. While one batch is being written the next one gathers."""
+
+    def __init__(self, database: Database, redis: Redis, log: Any) -> None:
+        self._database = database
+        self._redis = redis
+        self._log = log
+        self._pending: list[tuple[Job, Outcome | None]] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, job: Job, outcome: Outcome | None) -> None:
+        """Record an outcome; None means that PostgreSQL holds one already."""
+        self._pending.append((job, outcome))
+        if not self._wake.is_set():
+            self._wake.set()
+            self._idle.clear()
+
+    async def drained(self) -> None:
+        """Wait until everything that was added is recorded and acknowledged."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            if not self._pending:
+                self._wake.clear()
+                self._idle.set()
+                await self._wake.wait()
+            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            await self._record(batch)
+            await self.acknowledge([job for job, _ in batch])
+
+    async def _record(self, batch: list[tuple[Job, Outcome | None]]) -> None:
+        done: list[Job] = []
+        finished: list[Job] = []
+        failed: list[tuple[Job, Retry | Snoozed]] = []
+        failed_again: list[tuple[Job, Retry | Snoozed]] = []
+        for job, outcome in batch:
+            if isinstance(outcome, Done):
+                (done if job.lease is None else finished).append(job)
+            elif isinstance(outcome, Retry | Snoozed):
+                (failed if job.lease is None else failed_again).append((job, outcome))
+                job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + outcome.delay)
+            elif isinstance(outcome, Dead):
+                await self.bury(job, outcome.error)
+        if done:
+            await self._database.fetch("done", keys(done))
+        if finished:
+            await self._database.fetch("finish_done", keys(finished) | leases(finished))
+        if failed:
+            await self._database.fetch("retry", _first_failures(failed))
+        if failed_again:
+            await self._database.fetch("finish_retry", _failures(failed_again))
+
+    async def bury(self, job: Job, error: str, *, cost: int = 1) -> None:
+        """Make a delivery dead, with its dead letter."""
+        facts = {
+            "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "name": job.name,
+            "key": job.key or None, "payload": job.payload, "headers": job.headers or None,
+        }  # fmt: skip
+        if job.lease is None:
+            await self._database.fetch("dead", facts)
+        else:
+            await self._database.fetch("finish_dead", facts | {"lease": job.lease, "cost": cost})
+
+    async def acknowledge(self, jobs: list[Job]) -> None:
+        """XACK the entries of these jobs, whose outcomes PostgreSQL holds, and let them go."""
+        entries: dict[Source, list[bytes]] = defaultdict(list)
+        for job in jobs:
+            if job.source is not None:
+                entries[job.source].append(job.entry_id)
+            for source, entry_id in job.twins or ():
+                entries[source].append(entry_id)
+        await self.acknowledge_entries(entries)
+        for job in jobs:
+            job.lane.release(job)
+
+    async def acknowledge_entries(self, entries: dict[Source, list[bytes]]) -> None:
+        """XACK, however long Redis is away."""
+        if not entries:
+            return
+        async for attempt in AsyncRetrying(
+            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
+            retry=retry_if_exception_type(Unreachable),
+        ):
+            with attempt:
+                pipeline = self._redis.pipeline(transaction=False)
+                for source, ids in entries.items():
+                    pipeline.xack(source.key, source.lane.name, *ids)
+                await pipeline.execute()
+
+
+def keys(jobs: list[Job]) -> dict[str, Any]:
+    """The deliveries' keys as parameters."""
+    return {
+        "ids": array([job.event_id for job in jobs]),
+        "handlers": array([job.lane.name for job in jobs]),
+        "ats": array([str(job.at) for job in jobs]),
+    }
+
+
+def leases(jobs: list[Job]) -> dict[str, Any]:
+    """The deliveries' lease tokens as parameters."""
+    return {"leases": array([str(job.lease) for job in jobs])}
+
+
+def _first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+    return keys([job for job, _ in failed]) | {
+        "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
+        "delays": [outcome.delay for _, outcome in failed],
+        "errors": [outcome.error for _, outcome in failed],
+    }
+
+
+def _failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+    jobs = [job for job, _ in failed]
+    return (
+        keys(jobs)
+        | leases(jobs)
+        | {
+            "costs": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
+            "delays": [outcome.delay for _, outcome in failed],
+            "errors": [outcome.error for _, outcome in failed],
+        }
+    )

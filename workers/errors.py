@@ -1,0 +1,72 @@
+"""What a handler may raise to say how its attempt ends, and what the workers themselves raise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from outbox.errors import OutboxError
+
+
+def seconds(delay: float | timedelta) -> float:
+    """A delay in seconds. Negative delays count as none."""
+    value = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+    if value != value or value == float("inf"):
+        raise ValueError("a delay must be a finite number of seconds")
+    return max(0.0, value)
+
+
+class RetryLater(OutboxError):
+    """This attempt failed; try again after `delay` (seconds or timedelta) instead of the handler's backoff. Costs an attempt.
+
+    >>> raise workers.RetryLater(60, "the bank is closed")
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "asked to be tried again later") -> None:
+        super().__init__(reason)
+        self.delay = seconds(delay)
+
+
+class Snooze(OutboxError):
+    """Not now: run again after `delay` (seconds or timedelta). Costs no attempt.
+
+    >>> raise workers.Snooze(timedelta(minutes=5))
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
+        super().__init__(reason)
+        self.delay = seconds(delay)
+
+
+class Reject(OutboxError):
+    """This event will never work: make it a dead letter now, with `reason` as its error.
+
+    >>> raise workers.Reject("no such user")
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class HandlerError(OutboxError, TypeError):
+    """A function that cannot be a handler as it is declared. Raised where it is decorated."""
+
+
+class PayloadMismatchError(OutboxError):
+    """A payload that does not fit the handler's parameters. `field` names the first one that does not."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class SessionOwnedError(OutboxError):
+    """A handler tried to end the transaction that the worker owns."""
+
+
+class HandlerTimeoutError(OutboxError):
+    """The attempt took longer than the handler's `timeout`."""
+
+
+class SupersededError(OutboxError):
+    """Another worker recorded an outcome for this delivery first; what this attempt did is rolled back."""

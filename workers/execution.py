@@ -1,0 +1,180 @@
+"""One attempt: the arguments, the call, and for a transactional handler the transaction around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import Any
+
+import psycopg
+import sqlalchemy.exc
+import structlog
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from outbox.settings import Settings
+from workers.context import Context
+from workers.database import Database
+from workers.errors import SupersededError
+from workers.handler import Handler
+from workers.job import Job
+from workers.threads import Threads
+from workers.transaction import HandlerSession, finish, repeatable
+
+REPEATS = 5
+"""How often a transaction that failed through no fault of the handler is tried again in place."""
+
+IDLE_MARGIN = 10.0
+"""Seconds beyond its timeout after which the server ends a handler's idle transaction."""
+
+_loads = json.JSONDecoder().decode
+
+
+class Execution:
+    """Runs the attempts of one handler. Calling it gives True when the outcome is recorded already."""
+
+    def __init__(self, handler: Handler, settings: Settings, database: Database, capacity: int, log: Any) -> None:
+        self.handler = handler
+        self._settings = settings
+        self._database = database
+        self._log = log.bind(handler=handler.name)
+        self._threads = None if handler.asynchronous else Threads(f"handler {handler.name}")
+        self._engine: Any = None
+        if handler.transactional:
+            self._open_engine(capacity)
+
+    @property
+    def run(self) -> Callable[[Job], Awaitable[bool]]:
+        if self.handler.transactional:
+            return self._transactional
+        return self._plain if self.handler.asynchronous else self._plain_in_thread
+
+    def arguments(self, job: Job) -> dict[str, Any]:
+        """What the function is called with, but for the session."""
+        binding = self.handler.binding
+        bound = binding.bind(_loads(job.payload))
+        if binding.injected:
+            if parameter := binding.injected.get("event"):
+                bound[parameter] = job.event()
+            if parameter := binding.injected.get("context"):
+                bound[parameter] = Context(
+                    attempt=job.attempt,
+                    max_attempts=self.handler.max_attempts,
+                    handler=self.handler.name,
+                    logger=structlog.get_logger().bind(
+                        handler=self.handler.name, event_id=job.event_id, attempt=job.attempt
+                    ),
+                )
+        return bound
+
+    async def close(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+        if self._engine is None:
+            return
+        if self.handler.asynchronous:
+            await self._engine.dispose()
+        else:
+            self._engine.dispose()
+
+    # Plain
+
+    async def _plain(self, job: Job) -> bool:
+        await self.handler.function(**self.arguments(job))
+        return False
+
+    async def _plain_in_thread(self, job: Job) -> bool:
+        arguments = self.arguments(job)
+        await self._in_thread(job, lambda: self.handler.function(**arguments))
+        return False
+
+    async def _in_thread(self, job: Job, call: Callable[[], Any]) -> Any:
+        assert self._threads is not None
+        context = contextvars.copy_context()
+        ticket = self._threads.submit(lambda: context.run(call))
+        job.ticket = ticket
+        try:
+            return await ticket.result
+        finally:
+            job.ticket = None
+
+    # Transactional
+
+    def _open_engine(self, capacity: int) -> None:
+        from sqlalchemy import create_engine
+
+        options: dict[str, Any] = {
+            "pool_size": capacity,
+            "max_overflow": 2,
+            "pool_use_lifo": True,
+            "hide_parameters": True,
+            "connect_args": {"connect_timeout": 5, "application_name": "outbox handler", "prepare_threshold": 5},
+        }
+        url = self._settings.sqlalchemy_url()
+        if self.handler.asynchronous:
+            self._engine = create_async_engine(url, **options)
+            target = self._engine.sync_engine
+        else:
+            target = self._engine = create_engine(url, **options)
+        limit = int((self.handler.timeout + IDLE_MARGIN) * 1000)
+
+        @sqlalchemy_event.listens_for(target, "connect")
+        def _limit_idle(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {limit}")
+            cursor.close()
+            connection.commit()
+
+    async def _transactional(self, job: Job) -> bool:
+        once = self._once_async if self.handler.asynchronous else self._once_in_thread
+        for repeat in range(REPEATS + 1):
+            try:
+                await once(job)
+                return True
+            except SupersededError:
+                raise
+            except (sqlalchemy.exc.DBAPIError, psycopg.Error) as error:
+                why = repeatable(error)
+                if why is None or repeat == REPEATS or job.cause is not None:
+                    raise
+                self._log.warning("transaction.repeated", event_id=job.event_id, why=why)
+                if why == "connection" and await self._recorded(job):
+                    return True
+                await asyncio.sleep(0.02 * 2**repeat * (0.5 + random()))
+        raise AssertionError("unreachable")
+
+    async def _recorded(self, job: Job) -> bool:
+        """Whether the COMMIT whose reply was lost went through. Waits for PostgreSQL."""
+        rows = await self._database.fetch("outcome_of", {"id": job.event_id, "handler": job.lane.name, "at": job.at})
+        if job.lease is None:
+            return bool(rows)
+        return not rows or rows[0][1] != job.lease
+
+    async def _once_async(self, job: Job) -> None:
+        arguments = self.arguments(job)
+        session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
+        try:
+            arguments[self.handler.binding.injected["async_session"]] = session
+            await self.handler.function(**arguments)
+            await session.run_sync(finish, job, self._settings.schema_name)
+        finally:
+            session.sync_session.ours = True  # type: ignore[attr-defined]
+            await session.close()
+
+    async def _once_in_thread(self, job: Job) -> None:
+        arguments = self.arguments(job)
+
+        def call() -> None:
+            session = HandlerSession(self._engine, expire_on_commit=False)
+            try:
+                arguments[self.handler.binding.injected["session"]] = session
+                self.handler.function(**arguments)
+                finish(session, job, self._settings.schema_name)
+            finally:
+                session.ours = True
+                session.close()
+
+        await self._in_thread(job, call)

@@ -1,0 +1,36 @@
+"""One handler: a function subscribed to an event name, with its options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workers.backoff import Backoff
+from workers.binding import Binding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """A function and how it is run. Made by `App.handler`.
+
+    `timeout` is in seconds; `concurrency` is the number of runs at once in one process, None for the worker's default.
+    """
+
+    name: str
+    event_name: str
+    function: Callable[..., Any]
+    binding: Binding
+    max_attempts: int = 10
+    timeout: float = 30.0
+    backoff: Backoff = Backoff()
+    concurrency: int | None = None
+
+    @property
+    def asynchronous(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def transactional(self) -> bool:
+        return self.binding.transactional

@@ -1,0 +1,256 @@
+"""One handler at work in this process: what waits, what runs, and how a run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import TYPE_CHECKING, Any
+
+from outbox.position import Position
+from workers import prefetch
+from workers.errors import HandlerTimeoutError, SupersededError
+from workers.handler import Handler
+from workers.job import Job
+from workers.outcome import DONE, Dead, Outcome, judge
+
+if TYPE_CHECKING:
+    from workers.delivery import Recorder
+
+ABANDON_AFTER = 2.0
+"""Seconds a run may take to end after it was interrupted."""
+
+
+class Source:
+    """One stream that feeds a handler: its catch-up stream or the main stream of its event name."""
+
+    __slots__ = ("inflight", "key", "lane", "main", "position", "ready")
+
+    def __init__(self, lane: Lane, key: str, *, main: bool) -> None:
+        self.lane = lane
+        self.key = key
+        self.main = main
+        self.ready = True
+        """There may be entries to read."""
+        self.position: bytes | None = None
+        """Last delivered id of the group when the stream was last read dry."""
+        self.inflight: dict[bytes, Job] = {}
+
+    @property
+    def open(self) -> bool:
+        """New entries of it may be read."""
+        return (not self.main or self.lane.attached) and not self.lane.paused
+
+
+class Lane:
+    """Runs one handler's deliveries, at most `capacity` at once, and hands each outcome to the recorder."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        capacity: int,
+        run: Callable[[Job], Awaitable[bool]],
+        recorder: Recorder,
+        changed: Callable[[], None],
+        log: Any,
+    ) -> None:
+        self.handler = handler
+        self.name = handler.name
+        self.capacity = capacity
+        self.window = capacity
+        self.active: dict[str, Job] = {}
+        self.attached = False
+        self.paused = False
+        self.done_to: Position | None = None
+        self.next_due = 0.0
+        """When to look for due retries, by the event loop's clock."""
+        self.average_bytes = 0.0
+        self.stopping = False
+        self._run = run
+        self._recorder = recorder
+        self._changed = changed
+        self._log = log.bind(handler=handler.name)
+        self._waiting: deque[Job] = deque()
+        self._retries: deque[Job] = deque()
+        self._running: dict[Job, None] = {}
+        self._ending: dict[Job, None] = {}
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._context = contextvars.copy_context()
+
+    # What comes in
+
+    def room(self) -> int:
+        """How many entries may be read now; 0 until a read is worth while."""
+        free = self.window - len(self.active)
+        return free if free >= max(1, self.window // 4) else 0
+
+    def retry_room(self) -> int:
+        """How many due retries may be claimed now. Some are always let in, ahead of new entries."""
+        busy = len(self._running) + len(self._ending)
+        return max(self.capacity - busy, min(self.capacity, 1 + self.capacity // 4)) - len(self._retries)
+
+    def start(self, jobs: list[Job]) -> None:
+        """Run these first attempts as room allows."""
+        self._waiting.extend(job for job in jobs if not job.closed)
+        self._fill()
+
+    def start_retry(self, job: Job) -> None:
+        """Run this leased retry as room allows, before first attempts."""
+        self._retries.append(job)
+        self._fill()
+
+    def worked(self, seconds: float) -> None:
+        """A full read was worked off in `seconds`."""
+        self.window = prefetch.next_window(
+            self.window, capacity=self.capacity, seconds=seconds, average_bytes=self.average_bytes
+        )
+
+    @property
+    def running(self) -> int:
+        return len(self._running) + len(self._ending)
+
+    def _fill(self) -> None:
+        while len(self._running) + len(self._ending) < self.capacity and not self.stopping:
+            if self._retries:
+                job = self._retries.popleft()
+            elif self._waiting:
+                job = self._waiting.popleft()
+            else:
+                return
+            if job.closed:
+                continue
+            job.deadline = self._loop.time() + self.handler.timeout
+            self._running[job] = None
+            # A context of its own: what one run sets must not reach the next.
+            job.task = self._loop.create_task(self._attempt(job), context=self._context.copy())
+            if self._timer is None:
+                self._timer = self._loop.call_at(job.deadline, self._expire)
+
+    # A run and its end
+
+    async def _attempt(self, job: Job) -> None:
+        outcome: Outcome | None = None
+        try:
+            if not await self._run(job):
+                outcome = DONE
+        except SupersededError:
+            if not job.closed:
+                self._log.info("delivery.superseded", event_id=job.event_id, attempt=job.attempt)
+        except BaseException as error:
+            if job.closed or job.cause in ("lost", "stop"):
+                self._left(job)
+                return
+            outcome = self._judge(job, error)
+        self._left(job)
+        if not job.closed:
+            job.closed = True
+            self._recorder.add(job, outcome)
+        self._fill()
+
+    def _left(self, job: Job) -> None:
+        self._running.pop(job, None)
+        self._ending.pop(job, None)
+        if job.task is not None:
+            self._abandoned.discard(job.task)
+
+    def _judge(self, job: Job, error: BaseException) -> Outcome:
+        if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
+            error = HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
+        outcome = judge(
+            error,
+            attempt=job.attempt,
+            max_attempts=self.handler.max_attempts,
+            backoff=self.handler.backoff,
+            random=random(),
+        )
+        facts = {"event_id": job.event_id, "attempt": job.attempt, "error": type(error).__name__}
+        if isinstance(outcome, Dead):
+            self._log.error("delivery.dead", **facts)
+        else:
+            self._log.warning("delivery.retry", delay=round(getattr(outcome, "delay", 0.0), 3), **facts)
+        return outcome
+
+    # Interruption
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        self._timer = None
+        while self._running:
+            job = next(iter(self._running))
+            if job.deadline > now:
+                self._timer = self._loop.call_at(job.deadline, self._expire)
+                return
+            self.interrupt(job, "timeout")
+
+    def interrupt(self, job: Job, cause: str) -> None:
+        """End a run: `timeout` counts as a failure, `lost` and `stop` record nothing."""
+        if job.cause is None:
+            job.cause = cause
+        if job not in self._running:
+            return
+        del self._running[job]
+        self._ending[job] = None
+        if job.ticket is not None:
+            job.ticket.interrupt()
+        elif job.task is not None:
+            job.task.cancel()
+        self._loop.call_later(ABANDON_AFTER, self._abandon, job)
+
+    def _abandon(self, job: Job) -> None:
+        if job not in self._ending:
+            return
+        del self._ending[job]
+        assert job.task is not None
+        self._abandoned.add(job.task)
+        if job.ticket is not None:
+            job.ticket.abandon()
+        self._log.error("handler.abandoned", event_id=job.event_id, cause=job.cause)
+        if job.cause == "timeout" and not job.closed:
+            outcome = self._judge(
+                job, HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s and could not be interrupted")
+            )
+            job.closed = True
+            self._recorder.add(job, outcome)
+        job.closed = True
+        self._fill()
+
+    def lose(self, job: Job) -> None:
+        """The lease of this delivery is another worker's now."""
+        self._log.warning("lease.lost", event_id=job.event_id, attempt=job.attempt)
+        self.interrupt(job, "lost")
+        job.closed = True
+        self.release(job)
+
+    def release(self, job: Job) -> None:
+        """Nothing is left to do for this delivery here."""
+        if self.active.get(job.event_id) is job:
+            del self.active[job.event_id]
+        if job.source is not None:
+            job.source.inflight.pop(job.entry_id, None)
+        for source, entry_id in job.twins or ():
+            source.inflight.pop(entry_id, None)
+        self._changed()
+
+    # Stop
+
+    def take_back(self) -> list[Job]:
+        """What was not started, for others. Nothing new starts from now on."""
+        self.stopping = True
+        jobs = [job for job in (*self._waiting, *self._retries) if not job.closed]
+        self._waiting.clear()
+        self._retries.clear()
+        for job in jobs:
+            job.closed = True
+        return jobs
+
+    def interrupt_all(self) -> list[Job]:
+        """End every run without an outcome, and return what was running."""
+        jobs = list(self._running)
+        for job in jobs:
+            self.interrupt(job, "stop")
+        return jobs + [job for job in self._ending if job not in jobs]

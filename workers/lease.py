@@ -1,0 +1,216 @@
+"""Leases: showing that this worker lives, noticing what it lost, and taking over what a dead worker left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from workers.database import Database
+from workers.delivery import Recorder, keys, leases
+from workers.job import Job, from_entry
+from workers.lane import Lane, Source
+from workers.link import Redis, Script, Unreachable
+
+CHUNK = 500
+FORGET_AFTER = 60.0
+"""Seconds after which an idle consumer without pending entries is removed."""
+
+LEFT = "the worker died or was cut off before this event had an outcome"
+HANDED_BACK_IDLE = 30 * 24 * 3600 * 1000
+"""Milliseconds: idle for longer than anybody's lease."""
+
+
+class Leases:
+    """The leases of everything in flight in one worker; `lease` and `heartbeat` are in seconds."""
+
+    def __init__(
+        self,
+        lanes: dict[str, Lane],
+        sources: list[Source],
+        *,
+        redis: Redis,
+        database: Database,
+        recorder: Recorder,
+        name: str,
+        lease: float,
+        heartbeat: float,
+        log: Any,
+    ) -> None:
+        self._lanes = lanes
+        self._sources = sources
+        self._redis = redis
+        self._database = database
+        self._recorder = recorder
+        self._name = name
+        self._lease = lease
+        self._heartbeat = heartbeat
+        self._log = log
+        self._renew = Script(redis, "renew")
+        self._leave = Script(redis, "leave")
+        self._loop = asyncio.get_running_loop()
+
+    # Heartbeat
+
+    async def keep_entries(self) -> None:
+        """Renew the leases of stream entries until cancelled."""
+        while True:
+            await asyncio.sleep(self._heartbeat)
+            for source in self._sources:
+                if not source.inflight:
+                    continue
+                try:
+                    await self._renew_entries(source)
+                except Unreachable as error:
+                    self._log.warning("lease.not_renewed", stream=source.key, error=type(error).__name__)
+
+    async def _renew_entries(self, source: Source) -> None:
+        ids = list(source.inflight)
+        for start in range(0, len(ids), CHUNK):
+            try:
+                lost = await self._renew(source.key, source.lane.name, self._name, *ids[start : start + CHUNK])
+            except ResponseError as error:
+                if "NOGROUP" in str(error):
+                    return
+                raise
+            for entry_id in lost:
+                job = source.inflight.get(entry_id)
+                if job is not None and not job.closed:
+                    source.lane.lose(job)
+
+    async def keep_retries(self) -> None:
+        """Renew the leases of claimed retries until cancelled."""
+        while True:
+            await asyncio.sleep(self._heartbeat)
+            held = [
+                job for lane in self._lanes.values() for job in lane.active.values() if job.lease and not job.closed
+            ]
+            if not held:
+                continue
+            rows = await self._database.fetch("renew", keys(held) | leases(held) | {"lease": self._lease})
+            standing = {row[0] for row in rows}
+            for job in held:
+                if job.lease not in standing and not job.closed:
+                    job.lane.lose(job)
+
+    # What others left
+
+    async def take_over(self) -> None:
+        """Look for entries whose worker is gone, until cancelled: PostgreSQL drives them from then on."""
+        while True:
+            for source in self._sources:
+                try:
+                    while await self._reclaim(source) == CHUNK:
+                        pass
+                    await self._forget_consumers(source)
+                except ResponseError as error:
+                    if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                        self._log.warning("reclaim.failed", stream=source.key, error=str(error))
+                except Unreachable as error:
+                    self._log.warning("reclaim.failed", stream=source.key, error=type(error).__name__)
+            await asyncio.sleep(self._lease / 4)
+
+    async def _reclaim(self, source: Source) -> int:
+        idle = int(self._lease * 1000)
+        group = source.lane.name
+        pending = await self._redis.execute_command("XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
+        stale = [entry[0] for entry in pending if entry[0] not in source.inflight]
+        if not stale:
+            return 0
+        claimed = await self._redis.execute_command("XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
+        # Redis 7 drops entries that were trimmed from the pending list and from the reply; 6.2 returns them.
+        dropped = [entry_id for entry_id in stale if entry_id not in claimed] if len(claimed) < len(stale) else []
+        gone = await self._still_absent(source, dropped)
+        jobs: list[Job] = []
+        broken: list[bytes] = []
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry_id in claimed:
+            pipeline.execute_command("XRANGE", source.key, entry_id, entry_id)
+        for entry_id, found in zip(claimed, await pipeline.execute() if claimed else [], strict=True):
+            if not found or found[0] is None or found[0][1] is None:
+                gone.append(entry_id)
+                continue
+            job = from_entry(source.lane, source, entry_id, found[0][1])
+            if job is None:
+                broken.append(entry_id)
+            else:
+                jobs.append(job)
+        if jobs:
+            await self._database.fetch(
+                "retry",
+                keys(jobs) | {"attempts": [0] * len(jobs), "delays": [0.0] * len(jobs), "errors": [LEFT] * len(jobs)},
+            )
+        if gone:
+            await self._database.fetch(
+                "adopt",
+                {
+                    "seqs": [int(entry_id.partition(b"-")[2]) for entry_id in gone],
+                    "handler": group,
+                    "event_name": source.lane.handler.event_name,
+                    "error": LEFT,
+                },
+            )
+        acknowledged = [job.entry_id for job in jobs] + gone + broken
+        if acknowledged:
+            await self._recorder.acknowledge_entries({source: acknowledged})
+            source.lane.next_due = self._loop.time()
+            self._log.warning(
+                "lease.taken_over", stream=source.key, handler=group, entries=len(acknowledged), trimmed=len(gone)
+            )
+        return len(pending)
+
+    async def _still_absent(self, source: Source, ids: list[bytes]) -> list[bytes]:
+        """Those of `ids` that are in the stream no more; the others were claimed by somebody faster."""
+        if not ids:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry_id in ids:
+            pipeline.execute_command("XRANGE", source.key, entry_id, entry_id)
+        return [entry_id for entry_id, found in zip(ids, await pipeline.execute(), strict=True) if not found]
+
+    async def _forget_consumers(self, source: Source) -> None:
+        consumers = await self._redis.execute_command("XINFO CONSUMERS", source.key, source.lane.name)
+        for consumer in consumers:
+            facts = dict(zip(consumer[0::2], consumer[1::2], strict=False))
+            if (
+                facts[b"pending"] == 0
+                and facts[b"idle"] > FORGET_AFTER * 1000
+                and facts[b"name"] != self._name.encode()
+            ):
+                await self._leave(source.key, source.lane.name, facts[b"name"])
+
+    # Leaving
+
+    async def hand_back(self, jobs: list[Job]) -> None:
+        """Let others have these deliveries at once. They cost no attempt."""
+        entries: dict[Source, list[bytes]] = {}
+        for job in jobs:
+            pairs = [(job.source, job.entry_id)] if job.source is not None else []
+            for source, entry_id in pairs + (job.twins or []):
+                entries.setdefault(source, []).append(entry_id)
+        retries = [job for job in jobs if job.lease is not None]
+        if retries:
+            count = len(retries)
+            await self._database.fetch(
+                "finish_retry",
+                keys(retries)
+                | leases(retries)
+                | {"costs": [0] * count, "delays": [0.0] * count, "errors": [None] * count},
+            )
+        for source, ids in entries.items():
+            for start in range(0, len(ids), CHUNK):
+                await self._redis.execute_command(
+                    "XCLAIM", source.key, source.lane.name, self._name, 0, *ids[start : start + CHUNK],
+                    "IDLE", HANDED_BACK_IDLE, "JUSTID",
+                )  # fmt: skip
+        for job in jobs:
+            job.lane.release(job)
+
+    async def leave(self) -> None:
+        """Remove this worker's consumers, if nothing is pending on them."""
+        for source in self._sources:
+            try:
+                await self._leave(source.key, source.lane.name, self._name)
+            except ResponseError:
+                continue

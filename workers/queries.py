@@ -1,0 +1,18 @@
+"""The SQL and Lua files of this package."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def sql(name: str, schema: str) -> str:
+    """The statement in `sql/<name>.sql`, for this schema."""
+    return (files(__package__) / "sql" / f"{name}.sql").read_text().replace("{schema}", schema)
+
+
+@cache
+def lua(name: str) -> str:
+    """The script in `lua/<name>.lua`."""
+    return (files(__package__) / "lua" / f"{name}.lua").read_text()

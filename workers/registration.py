@@ -1,0 +1,50 @@
+"""Making this worker's handlers known, and refusing a Redis prefix that belongs to another database."""
+
+from __future__ import annotations
+
+from outbox.errors import ConfigurationError, PrefixTakenError, SchemaError
+from outbox.names import channel, owner_key
+from outbox.settings import Settings
+from workers.database import Database
+from workers.handler import Handler
+from workers.link import Redis
+
+
+async def check_schema(database: Database, settings: Settings) -> None:
+    """Raise `SchemaError` when the database lacks our tables."""
+    rows = await database.query("SELECT to_regclass(%(table)s)", {"table": f"{settings.schema_name}.delivery"})
+    if rows[0][0] is None:
+        raise SchemaError(f"the database has no schema {settings.schema_name!r} of ours: run `outbox migrate` first")
+
+
+async def register(database: Database, handlers: list[Handler], schema: str) -> None:
+    """Upsert the handlers' rows and wake the relay, which admits new ones."""
+    for handler in sorted(handlers, key=lambda handler: handler.name):
+        rows = await database.fetch("register", {"name": handler.name, "event_name": handler.event_name})
+        if rows[0][0] != handler.event_name:
+            raise ConfigurationError(
+                f"handler {handler.name!r} is registered for event {rows[0][0]!r}, not {handler.event_name!r}: give "
+                "the new one another name"
+            )
+    await database.query(f"NOTIFY {channel(schema)}", {})
+
+
+async def owner(database: Database, schema: str) -> str:
+    """Who we are, as the prefix's marker says it: system identifier, database and schema."""
+    rows = await database.query(
+        "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()", {}
+    )
+    return f"{rows[0][0]}/{schema}"
+
+
+async def claim_prefix(redis: Redis, prefix: str, owner: str) -> None:
+    """Mark the prefix as ours, or raise `PrefixTakenError`."""
+    key = owner_key(prefix)
+    if await redis.set(key, owner, nx=True):
+        return
+    found = await redis.get(key)
+    if found is not None and found.decode() != owner:
+        raise PrefixTakenError(
+            f"the Redis prefix {prefix!r} belongs to {found.decode()!r}, this worker's database is {owner!r}: "
+            "choose another OUTBOX_PREFIX or another Redis database"
+        )

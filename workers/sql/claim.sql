@@ -1,0 +1,28 @@
+-- Takes due retries of these handlers under a lease, at most as many of each as it has room for. By the partial index
+-- delivery_due. A lease that ended without an outcome means that its worker died. The event comes from its partition or,
+-- when that is gone, from the dead letter's copy.
+WITH due AS MATERIALIZED (
+  SELECT d.event_id, d.handler, d.event_created_at
+    FROM unnest(%(handlers)s::text[], %(limits)s::integer[]) AS h (name, room)
+   CROSS JOIN LATERAL (
+     SELECT r.event_id, r.handler, r.event_created_at
+       FROM {schema}.delivery AS r
+      WHERE r.handler = h.name AND r.state = 'retrying' AND r.due_at <= clock_timestamp()
+      ORDER BY r.due_at
+      LIMIT h.room
+        FOR UPDATE SKIP LOCKED
+   ) AS d
+), claimed AS (
+  UPDATE {schema}.delivery AS d
+     SET lease = gen_random_uuid(), due_at = clock_timestamp() + %(lease)s * interval '1 second',
+         crashes = d.crashes + (d.lease IS NOT NULL)::integer, updated_at = clock_timestamp()
+    FROM due
+   WHERE d.event_id = due.event_id AND d.handler = due.handler AND d.event_created_at = due.event_created_at
+  RETURNING d.event_id, d.handler, d.event_created_at, d.attempts, d.crashes, d.lease
+)
+SELECT c.event_id::text, c.handler, (extract(epoch FROM c.event_created_at) * 1000000)::bigint, c.attempts, c.crashes,
+       c.lease::text, coalesce(e.name, l.name), coalesce(e.key, l.key), coalesce(e.payload::text, l.payload::text),
+       CASE WHEN e.id IS NULL THEN l.headers::text ELSE e.headers::text END
+  FROM claimed AS c
+  LEFT JOIN {schema}.event AS e ON e.id = c.event_id AND e.created_at = c.event_created_at
+  LEFT JOIN {schema}.dead_letter AS l ON l.event_id = c.event_id AND l.handler = c.handler

@@ -1,0 +1,266 @@
+"""The worker: everything that one process does for its handlers, with one lifecycle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from outbox.errors import ConfigurationError
+from outbox.names import catch_up_key, stream_key
+from outbox.position import Position
+from outbox.settings import Settings
+from workers import link, registration
+from workers.app import App
+from workers.consumer import Consumer
+from workers.database import Database
+from workers.delivery import Recorder
+from workers.execution import Execution
+from workers.handler import Handler
+from workers.job import Job
+from workers.lane import Lane, Source
+from workers.lease import Leases
+from workers.retries import Retries
+
+REFRESH = 1.0
+SEEN = 10.0
+INTERRUPT_GRACE = 3.0
+"""Seconds that interrupted runs and the last outcomes get before the worker gives them up."""
+
+
+class Worker:
+    """Runs an app's handlers until it is stopped.
+
+    `concurrency` is how many runs of one plain async handler go on at once (threads and transactions: a tenth of it, at
+    most 20), unless the handler says otherwise. `lease`, `heartbeat` and `grace` are in seconds: a worker that is silent
+    for `lease` is taken for dead; a stopping worker lets runs finish for `grace`.
+
+    >>> async with Worker(app, settings) as worker:
+    ...     await worker.run()
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        *,
+        concurrency: int = 100,
+        lease: float = 10.0,
+        heartbeat: float = 3.0,
+        grace: float = 30.0,
+    ) -> None:
+        if not app.handlers:
+            raise ConfigurationError("the app has no handlers")
+        if not 0 < heartbeat < lease / 2:
+            raise ConfigurationError("the heartbeat must be shorter than half the lease")
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._app = app
+        self._settings = settings
+        self._concurrency = concurrency
+        self._lease = lease
+        self._heartbeat = heartbeat
+        self._grace = grace
+        self._log = structlog.get_logger().bind(worker=self.name)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._executions: list[Execution] = []
+        self._lanes: dict[str, Lane] = {}
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._started = False
+        self._stopped = False
+
+    # Lifecycle
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Connect, register the handlers and begin to work. Waits for PostgreSQL and Redis. Starting twice does nothing.
+
+        Raises `SchemaError`, `ConfigurationError` or `PrefixTakenError`.
+        """
+        if self._started:
+            return
+        self._started = True
+        self._up = asyncio.Event()
+        url, schema = self._settings.libpq_url(), self._settings.schema_name
+        self._databases = [Database(url, schema, self._up, self._log) for _ in range(3)]
+        lookups, outcomes, control = self._databases
+        redis_url = self._settings.redis_url.get_secret_value()
+        self._redis = link.connect(redis_url)
+        self._bell = link.connect(redis_url, timeout=10.0)
+        await registration.check_schema(control, self._settings)
+        self._owner = await registration.owner(control, schema)
+        await self._claim_prefix()
+        await registration.register(control, list(self._app.handlers.values()), schema)
+
+        self._recorder = Recorder(outcomes, self._redis, self._log)
+        self._sources: list[Source] = []
+        for handler in self._app.handlers.values():
+            self._open_lane(handler, control)
+        self._leases = Leases(
+            self._lanes, self._sources, redis=self._redis, database=control, recorder=self._recorder,
+            name=self.name, lease=self._lease, heartbeat=self._heartbeat, log=self._log,
+        )  # fmt: skip
+        self._retries = Retries(
+            self._lanes, database=control, recorder=self._recorder, lease=self._lease, log=self._log
+        )
+        self._consumer = Consumer(
+            list(self._lanes.values()), self._sources, redis=self._redis, bell=self._bell, database=lookups,
+            up=self._up, recorder=self._recorder, name=self.name, refresh=self.refresh, log=self._log,
+        )  # fmt: skip
+        await self.refresh()
+        self._reading = [self._serve(self._consumer.run()), self._serve(self._retries.run())]
+        self._reading.append(self._serve(self._leases.take_over()))
+        self._serve(self._recorder.run())
+        self._serve(self._leases.keep_entries())
+        self._serve(self._leases.keep_retries())
+        self._serve(self._keep_fresh())
+        self._serve(self._keep_seen(control))
+        self._log.info("worker.started", handlers=sorted(self._lanes))
+
+    def _open_lane(self, handler: Handler, control: Database) -> None:
+        heavy = handler.transactional or not handler.asynchronous
+        capacity = handler.concurrency or (max(1, min(20, self._concurrency // 10)) if heavy else self._concurrency)
+        execution = Execution(handler, self._settings, control, capacity, self._log)
+        self._executions.append(execution)
+        lane = Lane(
+            handler, capacity=capacity, run=execution.run, recorder=self._recorder, changed=self._changed, log=self._log
+        )
+        self._lanes[handler.name] = lane
+        prefix = self._settings.prefix
+        self._sources.append(Source(lane, catch_up_key(prefix, handler.event_name, handler.name), main=False))
+        self._sources.append(Source(lane, stream_key(prefix, handler.event_name), main=True))
+
+    def _changed(self) -> None:
+        self._consumer.wake()
+        self._retries.wake()
+
+    def _serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            self._stop.set()
+            self._log.error("worker.failed", error=type(error).__name__, exc_info=error)
+
+    async def run(self) -> None:
+        """Work until `stop` or `request_stop`. Raises what made the worker fail, if anything did."""
+        await self.start()
+        await self._stop.wait()
+        await self.stop()
+        if self._failure is not None:
+            raise self._failure
+
+    def request_stop(self, *, now: bool = False) -> None:
+        """Ask `run` to end: gracefully, or `now` without waiting for runs. Safe to call from a signal handler of the loop."""
+        self._stop.set()
+        if now:
+            self._now.set()
+
+    async def stop(self) -> None:
+        """Read no more, finish what runs, hand the rest back. Stopping twice or before the start is fine."""
+        self._stop.set()
+        if not self._started or self._stopped:
+            return
+        self._stopped = True
+        if hasattr(self, "_reading"):
+            await self._wind_down()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for execution in self._executions:
+            with contextlib.suppress(Exception):
+                await execution.close()
+        for database in self._databases:
+            await database.close()
+        with contextlib.suppress(*link.Unreachable):
+            await self._redis.aclose()
+            await self._bell.aclose()
+        self._log.info("worker.stopped")
+
+    async def _wind_down(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
+        rest: list[Job] = []
+        for lane in self._lanes.values():
+            rest += lane.take_back()
+        await self._briefly(self._leases.hand_back(rest))
+        running = asyncio.create_task(self._runs_over())
+        now = asyncio.create_task(self._now.wait())
+        await asyncio.wait({running, now}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+        now.cancel()
+        cut = [job for lane in self._lanes.values() for job in lane.interrupt_all()]
+        await asyncio.wait({running}, timeout=INTERRUPT_GRACE)
+        running.cancel()
+        await self._briefly(self._recorder.drained())
+        await self._briefly(self._leases.hand_back([job for job in cut if job.lane.active.get(job.event_id) is job]))
+        await self._briefly(self._leases.leave())
+
+    async def _runs_over(self) -> None:
+        while any(lane.running for lane in self._lanes.values()):
+            await asyncio.sleep(0.01)
+
+    async def _briefly(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(INTERRUPT_GRACE):
+                await work
+        except link.Unreachable as error:
+            self._log.warning("worker.stop_incomplete", error=type(error).__name__)
+
+    # Upkeep
+
+    async def refresh(self) -> None:
+        """Read where our handlers stand."""
+        rows = await self._databases[2].fetch("refresh", {"handlers": list(self._lanes)})
+        now = asyncio.get_running_loop().time()
+        for name, attached, tick, seq, paused, due_in in rows:
+            lane = self._lanes[name]
+            changed = (lane.attached, lane.paused) != (attached, paused)
+            lane.attached, lane.paused = attached, paused
+            lane.done_to = None if tick is None else Position(tick, seq)
+            lane.next_due = now + (3600.0 if due_in is None else max(0.0, due_in))
+            if changed:
+                for source in self._sources:
+                    source.ready = source.ready or source.lane is lane
+                self._changed()
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH)
+            await self.refresh()
+            self._retries.wake()
+
+    async def _keep_seen(self, control: Database) -> None:
+        while True:
+            await asyncio.sleep(SEEN)
+            await self._claim_prefix()
+            await registration.register(control, list(self._app.handlers.values()), self._settings.schema_name)
+
+    async def _claim_prefix(self) -> None:
+        async for attempt in AsyncRetrying(
+            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
+            retry=retry_if_exception_type(link.Unreachable),
+        ):
+            with attempt:
+                await registration.claim_prefix(self._redis, self._settings.prefix, self._owner)
