@@ -39,6 +39,7 @@ MAX_KEY_LENGTH = 256
 MAX_HEADERS_BYTES = 16 * 1024
 """Size of all headers as UTF-8 JSON."""
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
 _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -129,7 +130,7 @@ def check_id(given: object) -> UUID:
 
 def _dump(plain: dict[str, Any]) -> str:
     try:
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+        return _JSON.encode(plain)
     except ValueError as error:
         # What remains are integers beyond the interpreter's limit of digits, which json.loads could not read either.
         raise _Refused("an integer has too many digits: pass it as a string") from error

@@ -15,35 +15,68 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, Connection, Text, Uuid, bindparam, cast, insert, select
+from sqlalchemy import (
+    JSON,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Text,
+    Uuid,
+    cast,
+    column,
+    insert,
+    inspect,
+    select,
+    table,
+    type_coerce,
+)
 from sqlalchemy import event as hooks
 from sqlalchemy.exc import ProgrammingError, UnboundExecutionError
 from sqlalchemy.orm import Mapper, Session, UOWTransaction, object_session, registry
+from sqlalchemy.types import UserDefinedType
 
 from outbox.errors import ConfigurationError, SchemaError
 from outbox.event import Event
 from outbox.payload import encode_headers
 from outbox.schema import SCHEMA, event
 
+_WAITING = "outbox.waiting"
 _COLLECTED = "outbox.collected"
 _UNDEFINED = ("42P01", "3F000", "42703")
 
-# A cast from text, because SQLAlchemy's own JSON type would serialise once more.
-_INSERT = insert(event).values(
-    id=bindparam("id", type_=Uuid()),
-    name=bindparam("name", type_=Text()),
-    key=bindparam("key", type_=Text()),
-    payload=cast(bindparam("payload", type_=Text()), JSON),
-    headers=cast(bindparam("headers", type_=Text()), JSON),
+
+class _Written(UserDefinedType[str]):
+    """JSON that is text already: SQLAlchemy's own type would serialise it once more."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "json"
+
+    def bind_expression(self, bindvalue: BindParameter[str]) -> ColumnElement[str]:
+        return cast(type_coerce(bindvalue, Text()), JSON)
+
+
+# Only the columns that are sent, so that the statement is cheap to look up in SQLAlchemy's cache.
+_INSERT = insert(
+    table(
+        "event",
+        column("id", Uuid()),
+        column("name", Text()),
+        column("key", Text()),
+        column("payload", _Written()),
+        column("headers", _Written()),
+        schema=SCHEMA,
+    )
 )
 
 
 class PendingEvents:
-    """Events that one call of `add` or `add_many` put into a session."""
+    """The events that one flush of a session will write."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.id: UUID = events[0].id
-        self.events = events
+        self.events = list(events)
 
 
 _rows = select(event.c.id).subquery("outbox_event")
@@ -55,6 +88,11 @@ def put(session: Session, events: Sequence[Event]) -> None:
 
     Raises `ConfigurationError` when a session with several binds has none for the outbox.
     """
+    waiting: PendingEvents | None = session.info.get(_WAITING)
+    # Never across a savepoint: SQLAlchemy flushes before it sets one.
+    if waiting is not None and inspect(waiting).pending:
+        waiting.events.extend(events)
+        return
     if session.bind is None:
         try:
             session.get_bind(_mapper)
@@ -63,7 +101,9 @@ def put(session: Session, events: Sequence[Event]) -> None:
                 "this session has no engine for the outbox: add `outbox.schema.event: engine` to its `binds`, with the "
                 "engine that the business data goes to"
             ) from error
-    session.add(PendingEvents(events))
+    waiting = PendingEvents(events)
+    session.add(waiting)
+    session.info[_WAITING] = waiting
 
 
 def pending(session: Session) -> list[Event]:
@@ -95,6 +135,7 @@ def row(each: Event) -> dict[str, Any]:
 def _collect(_mapper: Mapper[PendingEvents], connection: Connection, target: PendingEvents) -> None:
     session = object_session(target)
     assert session is not None
+    session.info.pop(_WAITING, None)
     session.info.setdefault(_COLLECTED, {}).setdefault(connection, []).extend(target.events)
 
 
