@@ -3,9 +3,10 @@
 from outbox.admin.events import Delivery, LoggedEvent, events
 from outbox.admin.letters import DeadLetter, Filter, count_dead_letters, dead_letters
 from outbox.admin.replaying import Replayed, replay
-from outbox.admin.state import Count, HandlerStatus, Leader, Status, status
+from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Status, status
 
 __all__ = [
+    "LOOK_AT",
     "Count",
     "DeadLetter",
     "Delivery",

@@ -62,9 +62,14 @@ class DeadLetter:
 
 
 def dead_letters(
-    database: Database, which: Filter | None = None, *, schema: str | None = None, limit: int = 100
+    database: Database,
+    which: Filter | None = None,
+    *,
+    schema: str | None = None,
+    limit: int = 100,
+    oldest_first: bool = False,
 ) -> list[DeadLetter]:
-    """The dead letters that fit, the latest first, at most `limit`. Raises as `status` does.
+    """The dead letters that fit, the latest first unless `oldest_first`, at most `limit`. Raises as `status` does.
 
     >>> [letter.error for letter in dead_letters("postgresql:///shop", Filter(handler="send_email"))]
     ['MailboxFull: ...']
@@ -73,7 +78,7 @@ def dead_letters(
         opened(database, schema) as (connection, where),
         connection.cursor(row_factory=class_row(DeadLetter)) as cursor,
     ):
-        asked = {**(which or Filter()).parameters(), "limit": limit}
+        asked = {**(which or Filter()).parameters(), "limit": limit, "oldest_first": oldest_first}
         return cursor.execute(statement("letters", where), asked).fetchall()
 
 

@@ -1,4 +1,5 @@
--- Dead letters that nobody has put back yet, the latest first. Index: dead_letter_died_at backwards; by id the primary key.
+-- Dead letters that nobody has put back yet, the latest first or the oldest. Index: dead_letter_died_at in
+-- either direction (the planner sees through the CASE); by id the primary key.
 SELECT event_id, handler, event_created_at, name AS event_name, key, payload::text AS payload_json, headers, attempts, error,
        died_at
   FROM {schema}.dead_letter
@@ -8,5 +9,5 @@ SELECT event_id, handler, event_created_at, name AS event_name, key, payload::te
    AND (%(event)s::text IS NULL OR name = %(event)s)
    AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
    AND (%(until)s::timestamptz IS NULL OR died_at < %(until)s)
- ORDER BY died_at DESC, event_id, handler
+ ORDER BY CASE WHEN %(oldest_first)s::boolean THEN died_at END, died_at DESC, event_id, handler
  LIMIT %(limit)s

@@ -1,0 +1,59 @@
+"""`outbox worker MODULE:APP`: run the handlers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from console import options
+
+
+def worker(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the workers.App is, as shop.tasks:app.")],
+    processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Worker processes.")] = 1,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at a time in each process.")
+    ] = None,
+    database_url: options.DatabaseUrl = None,
+    redis_url: options.RedisUrl = None,
+    schema: options.Schema = None,
+    prefix: options.Prefix = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
+) -> None:
+    """Run an application's handlers, until SIGTERM or Ctrl-C.
+
+    The first signal lets what runs come to its end, a second one does not.
+
+    \b
+    outbox worker shop.tasks:app
+    outbox worker shop.tasks:app --processes 4 --concurrency 50
+    """
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise typer.BadParameter("say where the application is, as MODULE:APP, for example shop.tasks:app")
+    from outbox import telemetry
+    from workers import supervisor
+
+    settings = options.settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        schema_name=schema,
+        prefix=prefix,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    settings.libpq_url()
+    find_modules_here()
+    telemetry.configure(settings.log_level, settings.log_format)
+    raise typer.Exit(supervisor.run(target, settings, processes=processes, concurrency=concurrency))
+
+
+def find_modules_here() -> None:
+    """Let modules of the working directory be imported, after all others: a user's `workers.py` must not hide ours."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)

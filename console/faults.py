@@ -1,0 +1,49 @@
+"""What went wrong, in one line with advice: for errors that are no bug of ours. Anything else keeps its traceback."""
+
+from __future__ import annotations
+
+from outbox.errors import OutboxError
+
+
+def explained(error: BaseException) -> str | None:
+    """The line to print instead of a traceback, or None. It never holds a password.
+
+    >>> explained(ConfigurationError("no database"))
+    'no database'
+    """
+    if isinstance(error, OutboxError):
+        return str(error)
+    # SQLAlchemy wraps the driver's error.
+    cause = getattr(error, "orig", None) or error
+    return _postgres(cause) or _redis(cause)
+
+
+def _postgres(error: BaseException) -> str | None:
+    import psycopg
+
+    from outbox.database import missing
+
+    if not isinstance(error, psycopg.Error):
+        return None
+    said = error.diag.message_primary or " ".join(str(error).split())
+    if isinstance(
+        error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.UndefinedColumn
+    ):
+        return missing(error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return f"PostgreSQL: {said}; `outbox migrate --roles-sql` prints what each role needs"
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return f"cannot reach PostgreSQL: {said}; check OUTBOX_DATABASE_URL and that the server runs"
+    return f"PostgreSQL: {said}"
+
+
+def _redis(error: BaseException) -> str | None:
+    try:
+        import redis
+    except ModuleNotFoundError:
+        return None
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return f"cannot reach Redis: {error}; check OUTBOX_REDIS_URL and that the server runs"
+    if isinstance(error, redis.RedisError):
+        return f"Redis: {error}"
+    return None

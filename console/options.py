@@ -1,0 +1,68 @@
+"""The flags that every command shares, and the settings they make: flag > environment > `.env`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from outbox.settings import Settings
+
+_PLACE = "Where"
+_LOGS = "Logs"
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", metavar="URL", help="PostgreSQL [OUTBOX_DATABASE_URL].", rich_help_panel=_PLACE),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option("--redis-url", metavar="URL", help="Redis [OUTBOX_REDIS_URL].", rich_help_panel=_PLACE),
+]
+Schema = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="NAME", help="PostgreSQL schema [OUTBOX_SCHEMA].", rich_help_panel=_PLACE),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option("--prefix", metavar="TEXT", help="How Redis keys begin [OUTBOX_PREFIX].", rich_help_panel=_PLACE),
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.", rich_help_panel=_LOGS),
+]
+LogFormat = Annotated[
+    str | None,
+    typer.Option("--log-format", metavar="FORMAT", help="auto, console, logfmt or json.", rich_help_panel=_LOGS),
+]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit table.")]
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_FORMATS = ("auto", "console", "logfmt", "json")
+
+
+def settings(**flags: Any) -> Settings:
+    """Settings from the environment, overridden by the flags that were given.
+
+    Raises `ConfigurationError` for a value that cannot be used.
+    """
+    from pydantic import ValidationError
+
+    from outbox.errors import ConfigurationError
+    from outbox.settings import load
+
+    try:
+        found = load(**flags)
+    except ValidationError as error:
+        # The values are left out: one of them may be a URL with its password.
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise ConfigurationError(f"wrong setting: {wrong}") from None
+    if found.log_level.lower() not in _LEVELS:
+        raise ConfigurationError(f"unknown log level {found.log_level!r}: use one of {', '.join(_LEVELS)}")
+    if found.log_format not in _FORMATS:
+        raise ConfigurationError(f"unknown log format {found.log_format!r}: use one of {', '.join(_FORMATS)}")
+    return found
