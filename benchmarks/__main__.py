@@ -69,23 +69,24 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit status."""
     options = parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     reports: list[Report] = []
     chosen = ("write", "relay", "worker", "latency") if options.benchmark == "all" else (options.benchmark,)
-    try:
-        for benchmark in chosen:
+    status = 0
+    for benchmark in chosen:
+        try:
             reports.append(measure(options, benchmark))
+        except OutboxError as error:
+            print(f"{benchmark}: {error}", file=sys.stderr)
+            status = max(status, 2 if isinstance(error, ConfigurationError) else 1)
+        else:
             console.print(sides_table(reports[-1]))
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OutboxError as error:
-        print(error, file=sys.stderr)
-        return 1
-    console.print(figures_table(reports))
+    if reports:
+        console.print(figures_table(reports))
     if options.json:
         print(json.dumps(as_json(reports)))
-    return 1 if options.strict and any(report.missed for report in reports) else 0
+    missed = options.strict and any(report.missed for report in reports)
+    return status or int(missed)
 
 
 if __name__ == "__main__":

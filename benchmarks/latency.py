@@ -13,6 +13,7 @@ DATABASE = "bench"
 PER_SECOND = 50
 LATENCY_FILE = "OUTBOX_BENCH_LATENCY_FILE"
 """Environment variable of the worker: where its handler writes when it started."""
+COMMITS = "commits.txt"
 WARM_UP = 2.0
 """Seconds at the beginning that are sent and not counted."""
 
@@ -21,10 +22,12 @@ def run(*, repeat: int, quick: bool) -> Report:
     """Send for twenty seconds (`quick`: five), `repeat` times; the figures are medians of the runs' percentiles."""
     seconds = 5.0 if quick else 20.0
     runs: list[Sequence[float]] = []
+    commits: list[float] = []
     with testbed() as bed:
         say(f"latency: {PER_SECOND} events/s for {seconds:.0f} s a run")
         for turn in range(1, repeat + 1):
             runs.append(delays(bed, seconds))
+            commits += commit_times(bed)
             say(f"  {turn}/{repeat}  p50 {percentile(runs[-1], 0.5):.2f} ms, p99 {percentile(runs[-1], 0.99):.2f} ms")
     sides = {
         name: Side(name, "ms", tuple(percentile(found, share) for found in runs))
@@ -39,9 +42,24 @@ def run(*, repeat: int, quick: bool) -> Report:
             Figure("p99_ms", "99 of 100 handlers start within, ms", sides["p99"].median, 10, at_most=True),
             Figure("max_ms", "the slowest start of all runs, ms", max(sides["max"].runs), at_most=True),
         ),
-        notes=(f"{sum(map(len, runs)):,} events counted",),
-        details={"per_second": PER_SECOND, "seconds": seconds},
+        notes=(
+            f"{sum(map(len, runs)):,} events counted",
+            f"of this, `add` and COMMIT took the writer {percentile(commits, 0.5):.2f} ms at p50 and"
+            f" {percentile(commits, 0.99):.2f} ms at p99",
+        ),
+        details={
+            "per_second": PER_SECOND,
+            "seconds": seconds,
+            "commit_p50_ms": round(percentile(commits, 0.5), 3),
+            "commit_p99_ms": round(percentile(commits, 0.99), 3),
+        },
     )
+
+
+def commit_times(bed: Testbed) -> list[float]:
+    """What `add` and COMMIT took the last run's writer, in milliseconds."""
+    lines = (bed.folder / COMMITS).read_text().splitlines()
+    return [int(line) / 1e6 for line in lines[round(WARM_UP * PER_SECOND) :]]
 
 
 def delays(bed: Testbed, seconds: float) -> list[float]:
@@ -51,6 +69,7 @@ def delays(bed: Testbed, seconds: float) -> list[float]:
     found = bed.folder / "latency.txt"
     found.unlink(missing_ok=True)
     expected = round((WARM_UP + seconds) * PER_SECOND)
+    times = (str(PER_SECOND), str(WARM_UP + seconds))
     handler = {"started": "order_placed"}
     environment = {LATENCY_FILE: str(found)}
     with bed.relay(DATABASE) as relay, bed.worker(DATABASE, "benchmarks.handlers:latency_app", **environment) as worker:
@@ -60,7 +79,7 @@ def delays(bed: Testbed, seconds: float) -> list[float]:
             "the relay attaches the worker's handler",
             timeout=30,
         )
-        with bed.module("writer", str(PER_SECOND), str(WARM_UP + seconds), database=DATABASE) as writer:
+        with bed.module("writer", *times, str(bed.folder / COMMITS), database=DATABASE) as writer:
             wait_until(lambda: not writer.running(), "the writer ends", timeout=60 + 2 * seconds, every=0.2)
         wait_until(
             lambda: (

@@ -39,8 +39,12 @@ class Program(Server):
         if self.process is None or self.process.poll() == 0:
             return False
         if self.process.returncode is not None:
-            raise MeasurementError(f"{self.name} ended with status {self.process.returncode}:\n{self._tail()}")
+            raise self.failure(f"ended with status {self.process.returncode}")
         return True
+
+    def failure(self, what: str) -> MeasurementError:
+        """The error to raise when it did not do its work, with the end of its log."""
+        return MeasurementError(f"{self.name}: {what}\n{self._tail()}")
 
     def processor_seconds(self) -> float | None:
         """Processor time it used so far; None where the kernel does not tell."""

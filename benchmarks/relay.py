@@ -216,9 +216,7 @@ class Published:
             if not program.running() and entries_added(bed, streams) - before < load.events:
                 break
             time.sleep(0.003)
-        raise MeasurementError(
-            f"{program.name} published {count:,} of {load.events:,} events; its log is {program.log}"
-        )
+        raise program.failure(f"published {count:,} of {load.events:,} events")
 
 
 def entries_added(bed: Testbed, streams: Sequence[str]) -> int:

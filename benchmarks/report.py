@@ -131,7 +131,8 @@ def sides_table(report: Report) -> Table:
 
 def figures_table(reports: Iterable[Report]) -> Table:
     """Every figure against its target."""
-    table = Table("benchmark", "figure", "key", title="Measured against target", title_justify="left")
+    table = Table("benchmark", "figure", title="Measured against target", title_justify="left")
+    table.add_column("key", no_wrap=True)
     for heading in ("measured", "target", "verdict"):
         table.add_column(heading, justify="right")
     verdicts = {True: "[green]met[/]", False: "[red]missed[/]", None: "–"}
