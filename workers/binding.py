@@ -1,10 +1,10 @@
 """A handler's parameters: what is injected by annotation, and what comes from the payload and how it is validated.
 
-Rules. A parameter annotated with `Event`, `AsyncSession`, `Session` or `Context` is injected, whatever its name. Every other
-one takes the payload's key of its name, validated by pydantic against its annotation. A missing key without a default is an
-error that names the field; a key that no parameter knows is ignored (a newer writer), or goes into `**kwargs`. If a handler
-has exactly one payload parameter, annotated with a pydantic model or a dataclass, and the payload has no key of its name,
-the parameter takes the whole payload.
+Rules. A parameter annotated with `Event`, `AsyncSession`, `Session` or `Context` is injected, whatever its name. Every
+other one takes the payload's key of its name, validated by pydantic against its annotation. A missing key without a
+default is an error that names the field; a key that no parameter knows is ignored (a newer writer), or goes into
+`**kwargs`. If a handler has exactly one payload parameter, annotated with a pydantic model or a dataclass, and the
+payload has no key of its name, the parameter takes the whole payload.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _validator(annotation: Any, parameter: str, name: str) -> Validate | None:
         return TypeAdapter(annotation).validate_python
     except (PydanticSchemaGenerationError, PydanticUserError):
         raise HandlerError(
-            f"handler {name!r}: parameter {parameter!r} is annotated {_shown(annotation)}, which is neither something a "
-            "payload can hold nor injectable (Event, AsyncSession, Session, Context)"
+            f"handler {name!r}: parameter {parameter!r} is annotated {_shown(annotation)}, which is neither something "
+            "a payload can hold nor injectable (Event, AsyncSession, Session, Context)"
         ) from None
 
 

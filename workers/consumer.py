@@ -16,7 +16,7 @@ from workers.database import Database, array
 from workers.delivery import Recorder
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Redis, Unreachable
+from workers.link import Redis, Unreachable, command
 
 BLOCK = 2.0
 """Seconds the doorbell waits; after as many seconds every stream is looked at anyway."""
@@ -26,7 +26,7 @@ LISTEN_AGAIN = 0.2
 
 
 class Consumer:
-    """Feeds the lanes from their streams. `refresh` reads the handlers' rows again when a stream says that one changed."""
+    """Feeds the lanes from their streams. `refresh` reads the handlers' rows when a stream says they changed."""
 
     def __init__(
         self,
@@ -193,8 +193,8 @@ class Consumer:
     # The doorbell
 
     def _wished(self) -> dict[str, bytes]:
-        """What to listen to: every stream that was read dry, from the earliest place of those who share it; and the main
-        streams of detached handlers, as a hint that they were attached."""
+        """What to listen to: every stream that was read dry, from the earliest place of those who share it; and the
+        main streams of detached handlers, as a hint that they were attached."""
         wished: dict[str, bytes] = {}
         for source in self._sources:
             if source.ready or source.position is None or not source.open:
@@ -230,8 +230,8 @@ class Consumer:
     async def _wait_for_ring(self, wished: dict[str, bytes]) -> Any:
         if self._bell_id is None:
             self._bell_id = int(await self._bell.client_id())
-        return await self._bell.execute_command(
-            "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS", *wished, *wished.values()
+        return await command(
+            self._bell, "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS", *wished, *wished.values()
         )
 
     async def _rung(self) -> None:
@@ -255,7 +255,7 @@ class Consumer:
         for _ in range(3):
             if self._ring.done() or self._bell_id is None:
                 break
-            await self._redis.execute_command("CLIENT UNBLOCK", self._bell_id)
+            await command(self._redis, "CLIENT UNBLOCK", self._bell_id)
             await asyncio.wait({self._ring}, timeout=0.01)
         if self._ring.done():
             await self._rung()

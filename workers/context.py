@@ -10,7 +10,8 @@ from typing import Any
 class Context:
     """Injected into parameters annotated with it.
 
-    `attempt` counts from 1; `handler` is the handler's full name; `logger` is a structlog logger bound to handler, event id and attempt.
+    `attempt` counts from 1; `handler` is the handler's full name; `logger` is a structlog logger bound to handler,
+    event id and attempt.
 
     >>> async def charge(order_id: int, context: Context) -> None:
     ...     context.logger.info("charging", order_id=order_id)

@@ -20,8 +20,8 @@ Unreachable = (psycopg.Error, OSError, TimeoutError)
 class Database:
     """One autocommit connection that is reopened when it breaks.
 
-    `up` is shared by all of a worker's connections and says whether PostgreSQL answers. No statement is prepared, so that
-    transaction poolers work and every plan sees its partitions.
+    `up` is shared by all of a worker's connections and says whether PostgreSQL answers. No statement is prepared, so
+    that transaction poolers work and every plan sees its partitions.
     """
 
     def __init__(self, url: str, schema: str, up: asyncio.Event, log: Any) -> None:
@@ -33,7 +33,7 @@ class Database:
         self._turn = asyncio.Lock()
 
     async def fetch(self, name: str, params: Mapping[str, Any]) -> list[Any]:
-        """The rows of `sql/<name>.sql`. Waits for PostgreSQL as long as it takes; every statement must bear repetition."""
+        """The rows of `sql/<name>.sql`. Waits for PostgreSQL however long; every statement must bear repetition."""
         return await self.query(sql(name, self._schema), params)
 
     async def query(self, statement: str, params: Mapping[str, Any]) -> list[Any]:
@@ -58,7 +58,7 @@ class Database:
                 async with asyncio.timeout(STATEMENT_TIMEOUT):
                     if self._connection is None or self._connection.closed:
                         self._connection = await self._connect()
-                    cursor = await self._connection.execute(statement, params)  # type: ignore[arg-type]
+                    cursor = await self._connection.execute(statement, params)
                     rows = await cursor.fetchall() if cursor.description else []
             except BaseException:
                 connection, self._connection = self._connection, None

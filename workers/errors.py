@@ -16,7 +16,7 @@ def seconds(delay: float | timedelta) -> float:
 
 
 class RetryLater(OutboxError):
-    """This attempt failed; try again after `delay` (seconds or timedelta) instead of the handler's backoff. Costs an attempt.
+    """This attempt failed; try again after `delay` (seconds or timedelta) instead of the backoff. Costs an attempt.
 
     >>> raise workers.RetryLater(60, "the bank is closed")
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workers.backoff import Backoff
@@ -24,7 +24,7 @@ class Handler:
     binding: Binding
     max_attempts: int = 10
     timeout: float = 30.0
-    backoff: Backoff = Backoff()
+    backoff: Backoff = field(default_factory=Backoff)
     concurrency: int | None = None
 
     @property

@@ -11,7 +11,7 @@ from workers.database import Database
 from workers.delivery import Recorder, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Redis, Script, Unreachable
+from workers.link import Redis, Script, Unreachable, command
 
 CHUNK = 500
 FORGET_AFTER = 60.0
@@ -114,11 +114,11 @@ class Leases:
     async def _reclaim(self, source: Source) -> int:
         idle = int(self._lease * 1000)
         group = source.lane.name
-        pending = await self._redis.execute_command("XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
+        pending = await command(self._redis, "XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
         stale = [entry[0] for entry in pending if entry[0] not in source.inflight]
         if not stale:
             return 0
-        claimed = await self._redis.execute_command("XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
+        claimed = await command(self._redis, "XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
         # Redis 7 drops entries that were trimmed from the pending list and from the reply; 6.2 returns them.
         dropped = [entry_id for entry_id in stale if entry_id not in claimed] if len(claimed) < len(stale) else []
         gone = await self._still_absent(source, dropped)
@@ -170,7 +170,7 @@ class Leases:
         return [entry_id for entry_id, found in zip(ids, await pipeline.execute(), strict=True) if not found]
 
     async def _forget_consumers(self, source: Source) -> None:
-        consumers = await self._redis.execute_command("XINFO CONSUMERS", source.key, source.lane.name)
+        consumers = await command(self._redis, "XINFO CONSUMERS", source.key, source.lane.name)
         for consumer in consumers:
             facts = dict(zip(consumer[0::2], consumer[1::2], strict=False))
             if (
@@ -200,7 +200,7 @@ class Leases:
             )
         for source, ids in entries.items():
             for start in range(0, len(ids), CHUNK):
-                await self._redis.execute_command(
+                await command(self._redis,
                     "XCLAIM", source.key, source.lane.name, self._name, 0, *ids[start : start + CHUNK],
                     "IDLE", HANDED_BACK_IDLE, "JUSTID",
                 )  # fmt: skip

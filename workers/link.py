@@ -30,13 +30,18 @@ def connect(url: str, *, timeout: float = 5.0) -> Redis:
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
     )
-    for command in RAW:
-        client.set_response_callback(command, _raw)
+    for name in RAW:
+        client.set_response_callback(name, _raw)
     return client
 
 
-def _raw(reply: Any, **_: Any) -> Any:
-    return reply
+def _raw(response: Any, **_: Any) -> Any:
+    return response
+
+
+async def command(client: Redis, *words: str | bytes | int) -> Any:
+    """The reply to a command in its own words."""
+    return await client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
 class Script:

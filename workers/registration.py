@@ -43,8 +43,8 @@ async def claim_prefix(redis: Redis, prefix: str, owner: str) -> None:
     if await redis.set(key, owner, nx=True):
         return
     found = await redis.get(key)
-    if found is not None and found.decode() != owner:
+    if found is not None and found != owner.encode():
         raise PrefixTakenError(
-            f"the Redis prefix {prefix!r} belongs to {found.decode()!r}, this worker's database is {owner!r}: "
+            f"the Redis prefix {prefix!r} belongs to {found!r}, this worker's database is {owner!r}: "
             "choose another OUTBOX_PREFIX or another Redis database"
         )

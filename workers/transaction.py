@@ -1,4 +1,4 @@
-"""The transaction of a transactional handler: its session, its last statement, and which failures are nobody's fault."""
+"""The transaction of a transactional handler: its session, its last statement, and which failures may be repeated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class HandlerSession(Session):
 
 
 def finish(session: Session, job: Job, schema: str) -> None:
-    """Write the delivery's row as the transaction's last statement and commit. Raises `SupersededError` if there is one."""
+    """Write the delivery's row as the last statement and commit. Raises `SupersededError` if there is one already."""
     assert isinstance(session, HandlerSession)
     if job.closed or job.cause is not None:
         raise asyncio.CancelledError

@@ -30,8 +30,11 @@ from workers.lane import Lane, Source
 from workers.lease import Leases
 from workers.retries import Retries
 
+DEFAULT_CONCURRENCY = 100
 REFRESH = 1.0
+"""Seconds between readings of the handlers' rows."""
 SEEN = 10.0
+"""Seconds between renewals of `last_seen` and of the prefix's marker."""
 INTERRUPT_GRACE = 3.0
 """Seconds that interrupted runs and the last outcomes get before the worker gives them up."""
 
@@ -40,8 +43,8 @@ class Worker:
     """Runs an app's handlers until it is stopped.
 
     `concurrency` is how many runs of one plain async handler go on at once (threads and transactions: a tenth of it, at
-    most 20), unless the handler says otherwise. `lease`, `heartbeat` and `grace` are in seconds: a worker that is silent
-    for `lease` is taken for dead; a stopping worker lets runs finish for `grace`.
+    most 20), unless the handler says otherwise. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
+    silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`.
 
     >>> async with Worker(app, settings) as worker:
     ...     await worker.run()
@@ -52,7 +55,7 @@ class Worker:
         app: App,
         settings: Settings,
         *,
-        concurrency: int = 100,
+        concurrency: int = DEFAULT_CONCURRENCY,
         lease: float = 10.0,
         heartbeat: float = 3.0,
         grace: float = 30.0,
@@ -90,7 +93,7 @@ class Worker:
         await self.stop()
 
     async def start(self) -> None:
-        """Connect, register the handlers and begin to work. Waits for PostgreSQL and Redis. Starting twice does nothing.
+        """Connect, register the handlers and begin to work. Waits for both servers. Starting twice does nothing.
 
         Raises `SchemaError`, `ConfigurationError` or `PrefixTakenError`.
         """
@@ -163,6 +166,11 @@ class Worker:
             self._stop.set()
             self._log.error("worker.failed", error=type(error).__name__, exc_info=error)
 
+    @property
+    def started(self) -> bool:
+        """It registered and began to read."""
+        return bool(self._tasks)
+
     async def run(self) -> None:
         """Work until `stop` or `request_stop`. Raises what made the worker fail, if anything did."""
         await self.start()
@@ -172,7 +180,7 @@ class Worker:
             raise self._failure
 
     def request_stop(self, *, now: bool = False) -> None:
-        """Ask `run` to end: gracefully, or `now` without waiting for runs. Safe to call from a signal handler of the loop."""
+        """Ask `run` to end: gracefully, or `now` without waiting for runs. Fit for a signal handler of the loop."""
         self._stop.set()
         if now:
             self._now.set()

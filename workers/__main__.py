@@ -1,0 +1,13 @@
+"""`python -m workers MODULE:APP`."""
+
+import os
+import sys
+
+from workers.supervisor import main
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Handlers' threads that hang must not hold the interpreter's shutdown.
+    os._exit(status)

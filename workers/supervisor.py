@@ -1,0 +1,294 @@
+"""The worker's process, and N of them: finds the app, handles signals, restarts children that crash."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from outbox import telemetry
+from outbox.errors import ConfigurationError, OutboxError
+from outbox.settings import Settings
+from workers.app import App
+from workers.backoff import Backoff
+from workers.worker import DEFAULT_CONCURRENCY, Worker
+
+GRACE = 30.0
+DEADLINE = 8.0
+"""Seconds beyond the grace after which a process that was told to stop is ended, whatever still hangs in it."""
+
+SUPERVISED = "OUTBOX_SUPERVISED"
+"""Set for children: they stop when their standard input ends, because then their supervisor is gone."""
+
+STEADY = 30.0
+"""Seconds a child must have run for its next crash to count as the first one."""
+
+USAGE_ERROR = 2
+
+
+def load_app(target: str) -> App:
+    """The app of `module:name`. The working directory goes to the end of the import path.
+
+    Raises `ConfigurationError` when there is none; an error inside the module itself is not hidden.
+
+    >>> load_app("shop.tasks:app").handlers.keys()
+    dict_keys(['send_email'])
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not all(part.isidentifier() for part in module_name.split(".")):
+        raise ConfigurationError(f"{target!r} is no MODULE:APP, such as shop.tasks:app")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigurationError(f"no module {error.name!r} on the import path or in {here}") from None
+        raise
+    app = getattr(module, name or "app", None)
+    if not isinstance(app, App):
+        raise ConfigurationError(f"{module_name} has no workers.App named {name or 'app'!r}")
+    return app
+
+
+def run(
+    target: str, settings: Settings, processes: int = 1, *, concurrency: int | None = None, grace: float = GRACE
+) -> int:
+    """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status.
+
+    With one process it is this one; with more, each is a child that is started again when it crashes. `concurrency` is
+    per process and handler (None for the default); `grace` is how many seconds runs get to finish. Must be called in the main thread.
+
+    >>> run("shop.tasks:app", Settings(), processes=4)
+    0
+    """
+    if processes < 1:
+        raise ConfigurationError("processes must be at least 1")
+    app = load_app(target)
+    if processes == 1:
+        return serve(app, settings, concurrency=concurrency, grace=grace)
+    return Supervisor(target, settings, processes, concurrency=concurrency, grace=grace).run()
+
+
+def serve(app: App, settings: Settings, *, concurrency: int | None = None, grace: float = GRACE) -> int:
+    """Run one worker in this process until it is told to stop."""
+    worker = Worker(app, settings, concurrency=concurrency or DEFAULT_CONCURRENCY, grace=grace)
+    status = _event_loop()(_until_signalled(worker, grace))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _event_loop() -> Callable[[Coroutine[Any, Any, int]], int]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+async def _until_signalled(worker: Worker, grace: float) -> int:
+    loop = asyncio.get_running_loop()
+    received = 0
+    main = asyncio.current_task()
+
+    def stop() -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            _end_after(grace + DEADLINE)
+            worker.request_stop()
+            if not worker.started and main is not None:
+                main.cancel()
+        else:
+            _end_after(DEADLINE)
+            worker.request_stop(now=True)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if os.environ.get(SUPERVISED):
+        threading.Thread(target=_watch_supervisor, args=(loop, stop), daemon=True).start()
+    try:
+        await worker.run()
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        await worker.stop()
+    except OutboxError as error:
+        structlog.get_logger().error("worker.refused", reason=str(error))
+        await worker.stop()
+        return USAGE_ERROR
+    return 0
+
+
+def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    while os.read(0, 1):
+        pass
+    loop.call_soon_threadsafe(stop)
+
+
+def _end_after(seconds: float) -> None:
+    """End the process by force then, even if the event loop itself is blocked."""
+
+    def end() -> None:
+        os.write(2, b"worker: did not stop in time, ending by force\n")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+class Supervisor:
+    """N children, each `python -m workers`. Crashes are answered with a restart, later each time."""
+
+    def __init__(
+        self, target: str, settings: Settings, processes: int, *, concurrency: int | None = None, grace: float = GRACE
+    ) -> None:
+        self._command = [
+            # -P: a user's workers.py in the working directory must not hide this package.
+            sys.executable, "-P", "-m", "workers", target, "--grace", str(grace),
+        ]  # fmt: skip
+        if concurrency is not None:
+            self._command += ["--concurrency", str(concurrency)]
+        self._environment = os.environ | environment(settings) | {SUPERVISED: "1"}
+        self._processes = processes
+        self._grace = grace
+        self._backoff = Backoff(initial=0.5, maximum=30, jitter=0)
+        self._children: dict[int, Child] = {}
+        self._signals = 0
+        self._log = structlog.get_logger()
+
+    def run(self) -> int:
+        """Serve until signalled; 0 if every child ended well, else 1."""
+        previous = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._children = {number: Child(self._command, self._environment) for number in range(self._processes)}
+            while not self._signals:
+                if not self._tend():
+                    break
+                time.sleep(0.1)
+            return self._stop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _tend(self) -> bool:
+        """Restart what crashed; False when a child refused to run, which no restart would change."""
+        now = time.monotonic()
+        for child in self._children.values():
+            status = child.status()
+            if status is None:
+                continue
+            if status == USAGE_ERROR:
+                return False
+            if child.restart_at is None:
+                child.crashes = 1 if now - child.started_at > STEADY else child.crashes + 1
+                delay = self._backoff.delay(child.crashes, 0.0)
+                child.restart_at = now + delay
+                self._log.error("worker.crashed", pid=child.process.pid, status=status, restart_in=delay)
+            elif now >= child.restart_at:
+                child.start()
+        return True
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._tell()
+
+    def _tell(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+
+    def _stop(self) -> int:
+        self._tell()
+        deadline = time.monotonic() + self._grace + DEADLINE + 2
+        while any(child.status() is None for child in self._children.values()):
+            if time.monotonic() > deadline:
+                for child in self._children.values():
+                    child.kill()
+            time.sleep(0.02)
+        statuses = [child.status() for child in self._children.values()]
+        if USAGE_ERROR in statuses:
+            return USAGE_ERROR
+        return (
+            0
+            if all(
+                status == 0 or child.restart_at for status, child in zip(statuses, self._children.values(), strict=True)
+            )
+            else 1
+        )
+
+
+class Child:
+    """One worker process."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._command = command
+        self._environment = environment
+        self.crashes = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if it ended."""
+        self.started_at = time.monotonic()
+        self.restart_at: float | None = None
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def status(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self.process.poll()
+
+    def terminate(self) -> None:
+        """Ask it to stop; asked twice, it stops at once."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it by force."""
+        if self.process.poll() is None:
+            self.process.kill()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as the environment variables of a child."""
+    found = {
+        "OUTBOX_DATABASE_URL": settings.database_url.get_secret_value() if settings.database_url else None,
+        "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+        "OUTBOX_SCHEMA": settings.schema_name,
+        "OUTBOX_PREFIX": settings.prefix,
+        "OUTBOX_LOG_LEVEL": settings.log_level,
+        "OUTBOX_LOG_FORMAT": settings.log_format,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m workers MODULE:APP`: one worker with the settings of the environment."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run one worker process.")
+    parser.add_argument("target", metavar="MODULE:APP")
+    parser.add_argument("--concurrency", type=int, help="runs at once per handler")
+    parser.add_argument("--grace", type=float, default=GRACE, help="seconds runs get to finish after SIGTERM")
+    given = parser.parse_args(arguments)
+    settings = Settings()
+    telemetry.configure(settings.log_level, settings.log_format)
+    try:
+        return run(given.target, settings, concurrency=given.concurrency, grace=given.grace)
+    except OutboxError as error:
+        structlog.get_logger().error("worker.refused", reason=str(error))
+        return USAGE_ERROR
