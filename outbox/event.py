@@ -36,6 +36,10 @@ class Event:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def __reduce__(self) -> tuple[type[Event], tuple[object, ...]]:
+        # A read-only view of the headers cannot be pickled, and events travel to child processes.
+        return Event, (self.id, self.name, self.payload_json, self.key, dict(self.headers), self.created_at)
+
     @cached_property
     def payload(self) -> Any:
         """The payload, parsed from exactly the JSON text that was stored."""

@@ -82,7 +82,8 @@ event = Table(
     metadata,
     Column("id", Uuid, primary_key=True, server_default=_UUIDV7),
     Column("created_at", _Moment, primary_key=True, server_default=_NOW),
-    Column("seq", BigInteger, nullable=False, server_default=text(f"nextval('{SCHEMA}.event_seq'::regclass)")),
+    # Without ::regclass, which Alembic takes off before it compares.
+    Column("seq", BigInteger, nullable=False, server_default=text(f"nextval('{SCHEMA}.event_seq')")),
     Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     Column("name", Text, nullable=False),
     Column("key", Text),

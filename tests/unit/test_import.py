@@ -1,0 +1,48 @@
+"""What `import outbox` brings into a web process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import outbox
+from outbox import errors
+
+WRITE = """
+import sys, dataclasses
+import outbox
+from sqlalchemy.orm import Session
+outbox.add(Session(object()), "a", number=1)
+heavy = {"redis", "relay", "workers", "console", "pydantic", "structlog", "typer", "rich", "psycopg", "opentelemetry"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def python(program: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_and_adding_loads_neither_redis_nor_the_relay_nor_the_workers() -> None:
+    assert python(WRITE) == "[]"
+
+
+def test_the_schema_is_named_by_the_environment() -> None:
+    show = "import outbox; print(outbox.metadata.schema, outbox.insert('a').table.fullname)"
+    assert python(show, OUTBOX_SCHEMA="shop_outbox") == "shop_outbox shop_outbox.event"
+    assert python(show, OUTBOX_SCHEMA="") == "outbox outbox.event"
+
+
+def test_every_public_name_exists_and_others_do_not() -> None:
+    for name in outbox.__all__:
+        assert getattr(outbox, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        outbox.nonsense  # noqa: B018
+
+
+def test_every_error_has_one_root() -> None:
+    found = [each for each in vars(errors).values() if isinstance(each, type)]
+    assert all(issubclass(each, outbox.OutboxError) for each in found)
