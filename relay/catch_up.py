@@ -1,0 +1,207 @@
+"""Catch-up feeds: each serves one detached handler from PostgreSQL until it can be attached to the main stream.
+
+New handlers, lost Redis data and slow consumers are all the same to it: a position, a filter and a target stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from itertools import count
+
+import psycopg
+import redis
+import structlog
+
+from outbox.names import catch_up_key, stream_key
+from outbox.position import ORIGIN, Position
+from relay import progress, scripts, tick
+from relay.append import Append, Appender
+from relay.feed import MainFeed
+from relay.handlers import Handler, Handlers
+from relay.patience import Patience
+
+log = structlog.get_logger()
+
+MOST_ENTRIES = 10_000
+"""Entries of a catch-up stream at which its feed waits."""
+
+WAIT_FOR_ROOM = 0.02
+"""Seconds until a feed that waits for room looks again."""
+
+WINDOW = 50_000
+"""Transactions that one read covers, unless a single tick has more."""
+
+_cursors = count()
+
+
+class Feed:
+    """The feed of one detached handler. `step` does a bounded piece of work."""
+
+    def __init__(self, handler: Handler, feeds: CatchUp) -> None:
+        assert handler.fed is not None
+        self.handler = handler
+        self.fed: Position = handler.fed
+        self.key = catch_up_key(feeds.prefix, handler.event_name, handler.name)
+        self._feeds = feeds
+        self._chunks: Generator[tick.Chunk] | None = None
+        self._window = 0
+        self._complete = -1
+        self._started = False
+        self.published = 0
+
+    def step(self) -> bool:
+        """Put the next piece on the stream, or attach the handler when there is none. False if there is no room."""
+        room = self._room()
+        if not self._started:
+            self._start(room)
+        elif room.last < Position.parse(self._feeds.appender.last[self.key]):
+            self._restart()
+            return True
+        if room.length >= MOST_ENTRIES:
+            return False
+        if self._complete == self._feeds.main.position.tick:
+            self._attach()
+            return True
+        if self._chunks is None:
+            self._chunks = self._read()
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            self._chunks = None
+            self._complete = self._window
+            self._moved(Position(self._window, 0))
+            return True
+        self._feeds.appender.submit([Append(self.key, part, arguments) for part, arguments in chunk.parts.items()])
+        if self._feeds.appender.settle():
+            self._restart()
+            return True
+        self.published += chunk.rows
+        self._moved(chunk.last)
+        return True
+
+    def close(self) -> None:
+        if self._chunks is not None:
+            self._chunks.close()
+            self._chunks = None
+
+    def _room(self) -> progress.Progress:
+        """How full the stream is, after dropping what the handler has finished."""
+        feeds = self._feeds
+        state = feeds.patience.insist(lambda: progress.read(feeds.client, self.key, self.handler.name))
+        finished = progress.finished(state, ORIGIN)
+        if finished is not None and state.length:
+            kept = str(progress.after(finished))
+            dropped = feeds.patience.insist(lambda: feeds.client.xtrim(self.key, minid=kept, approximate=False))
+            state = progress.Progress(state.last, state.length - int(dropped), state.delivered, state.pending)
+        return state
+
+    def _start(self, state: progress.Progress) -> None:
+        feeds = self._feeds
+        # An earlier leader may have published more than it could note.
+        self._moved(state.last)
+        feeds.appender.expect(self.key, state.last)
+        if state.delivered is None:
+            feeds.patience.insist(lambda: make_group(feeds.client, self.key, self.handler.name, ORIGIN))
+        self._started = True
+        log.info("feed.started", handler=self.handler.name, event_name=self.handler.event_name, position=str(self.fed))
+
+    def _restart(self) -> None:
+        log.warning("stream.lost", handler=self.handler.name, stream=self.key)
+        self.close()
+        self._feeds.patience.insist(lambda: self._feeds.client.delete(self.key))
+        self._feeds.handlers.restart_feed(self.handler)
+
+    def _read(self) -> Generator[tick.Chunk]:
+        feeds = self._feeds
+        ticks = tick.load(feeds.connection, feeds.schema, self.fed.tick, feeds.main.position.tick)
+        first = ticks[0].snapshot.xmax
+        ticks = [ticks[0], *(t for t in ticks[1:] if t.snapshot.xmax - first <= WINDOW)]
+        self._window = ticks[-1].id
+        parameters = {
+            "ticks": [t.id for t in ticks],
+            "from": [str(t.since) for t in ticks],
+            "to": [str(t.snapshot) for t in ticks],
+            "name": self.handler.event_name,
+            "handler": self.handler.name,
+            "after_tick": self.fed.tick,
+            "after_seq": self.fed.seq,
+        }
+        name = f"catch_up_{next(_cursors)}"
+        with tick.open_cursor(feeds.connection, name, scripts.sql("catch_up", feeds.schema), parameters) as cursor:
+            for rows in tick.fetches(cursor, name):
+                yield from tick.chunks(rows, None)
+
+    def _moved(self, position: Position) -> None:
+        if position > self.fed:
+            self.fed = position
+        self._feeds.handlers.feed_moved(self.handler, self.fed)
+
+    def _attach(self) -> None:
+        feeds = self._feeds
+        event_name, position = self.handler.event_name, feeds.main.position
+        feeds.main.attach_point(event_name)
+        key = stream_key(feeds.prefix, event_name)
+        # First the group, then the row: a crash in between repeats both.
+        feeds.patience.insist(lambda: make_group(feeds.client, key, self.handler.name, position, move=True))
+        feeds.handlers.attach(self.handler)
+        log.info(
+            "handler.attached",
+            handler=self.handler.name,
+            event_name=event_name,
+            position=str(position),
+            fed=self.published,
+        )
+
+
+class CatchUp:
+    """All catch-up feeds, stepped in turn between two ticks of the main feed."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        client: redis.Redis,
+        *,
+        schema: str,
+        prefix: str,
+        handlers: Handlers,
+        appender: Appender,
+        patience: Patience,
+        main: MainFeed,
+    ) -> None:
+        self.connection = connection
+        self.client = client
+        self.schema = schema
+        self.prefix = prefix
+        self.handlers = handlers
+        self.appender = appender
+        self.patience = patience
+        self.main = main
+        self._feeds: dict[str, Feed] = {}
+
+    def step(self) -> float | None:
+        """A piece of every feed. Returns the seconds until the next one: 0 when there is more, None when no handler is detached."""
+        detached = {handler.name: handler for handler in self.handlers.detached}
+        for name in self._feeds.keys() - detached.keys():
+            self._feeds.pop(name).close()
+        moved = False
+        for name, handler in detached.items():
+            feed = self._feeds.get(name)
+            if feed is None or handler.fed is None or handler.fed < feed.fed:
+                # New, or sent back to where all is done.
+                if feed is not None:
+                    feed.close()
+                feed = self._feeds[name] = Feed(handler, self)
+            moved |= feed.step()
+        if not detached:
+            return None
+        return 0.0 if moved else WAIT_FOR_ROOM
+
+
+def make_group(client: redis.Redis, key: str, group: str, position: Position, *, move: bool = False) -> None:
+    """Create a group, and the stream if need be, that has been given all up to `position`. `move` sets one that exists there."""
+    try:
+        client.xgroup_create(key, group, id=str(position), mkstream=True)
+    except redis.exceptions.ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+        if move:
+            client.xgroup_setid(key, group, id=str(position))

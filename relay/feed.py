@@ -1,0 +1,190 @@
+"""The main feed: takes every tick to the streams of all names that have an attached handler, and never waits for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psycopg
+import redis
+import structlog
+
+from outbox.names import catch_up_key, stream_key
+from outbox.position import ORIGIN, Position
+from relay import progress, scripts, tick
+from relay.append import Append, Appender, Lost
+from relay.handlers import Handlers
+from relay.patience import Patience
+from relay.tick import Tick
+
+log = structlog.get_logger()
+
+BOOKMARK_EVERY = 0.5
+"""Seconds between bookmarks within a large tick."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """How far the main feed is and where its streams end: a value for other threads, replaced as a whole."""
+
+    position: Position = ORIGIN
+    streams: dict[str, Position] = field(default_factory=dict)
+
+
+class MainFeed:
+    """Publishes ticks in order and keeps the bookmark."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        client: redis.Redis,
+        *,
+        schema: str,
+        prefix: str,
+        leader: str,
+        handlers: Handlers,
+        appender: Appender,
+        patience: Patience,
+    ) -> None:
+        self._connection = connection
+        self._client = client
+        self._schema = schema
+        self._prefix = prefix
+        self._leader = leader
+        self._handlers = handlers
+        self._appender = appender
+        self._patience = patience
+        self._floor = 0
+        self._touched: set[str] = set()
+        self._streams: dict[str, Position] = {}
+        self.position = ORIGIN
+        self.tick: Tick
+        self.published = Published()
+
+    def resume(self) -> None:
+        """Find out where the last leader and Redis stand, then publish what was ticked but not published."""
+        row = self._connection.execute(f"SELECT tick, seq FROM {self._schema}.relay".encode()).fetchone()
+        assert row is not None
+        self.position = Position(*row)
+        self._handlers.refresh(self.position)
+        rows = self._connection.execute(f"SELECT name, tick, seq FROM {self._schema}.stream".encode()).fetchall()
+        for name, number, seq in rows:
+            expected = Position(number, seq)
+            actual = self._look(name)
+            self._floor = max(self._floor, actual.tick + 1)
+            if actual < expected:
+                self.lose(name, expected, actual)
+            else:
+                self._streams[name] = expected
+        for each in self._ticks_from(self.position.tick):
+            self._publish(each, after=self.position.seq if each.id == self.position.tick else -1)
+
+    def advance(self) -> int:
+        """Take the next tick, if there is one, and publish it. Returns how many events it had."""
+        taken = tick.take(self._connection, self._schema, self.tick, self._floor)
+        return 0 if taken is None else self._publish(taken)
+
+    def attach_point(self, event_name: str) -> None:
+        """Look where a main stream ends before its first handler is attached."""
+        if event_name not in self._handlers.attached_names:
+            self._streams[event_name] = actual = self._look(event_name)
+            self._touched.add(event_name)
+            self._floor = max(self._floor, actual.tick + 1)
+            self._tell()
+
+    def lose(self, event_name: str, expected: Position, actual: Position) -> None:
+        """Redis lost the end of a stream: never append over the hole, feed its handlers from PostgreSQL instead."""
+        log.warning("stream.lost", event_name=event_name, expected=str(expected), actual=str(actual))
+        for handler in self._handlers.of(event_name):
+            if handler.attached:
+                # What it holds is fed again; left in place, the new feed would seem to be further than it is.
+                self._forget(catch_up_key(self._prefix, event_name, handler.name))
+                log.info("handler.detached", handler=handler.name, event_name=event_name, why="stream lost")
+        self._handlers.detach(event_name, actual)
+        self._appender.expect(stream_key(self._prefix, event_name), actual)
+        self._streams[event_name] = actual
+        self._tell()
+
+    def _forget(self, key: str) -> None:
+        self._patience.insist(lambda: self._client.delete(key))
+
+    def _look(self, event_name: str) -> Position:
+        key = stream_key(self._prefix, event_name)
+        last = self._patience.insist(lambda: progress.read(self._client, key, "")).last
+        self._appender.expect(key, last)
+        return last
+
+    def _ticks_from(self, start: int) -> Iterator[Tick]:
+        while ticks := tick.load(self._connection, self._schema, start):
+            yield from ticks
+            start = ticks[-1].id + 1
+
+    def _publish(self, each: Tick, after: int = -1) -> int:
+        self.tick = each
+        self.position = Position(each.id, max(after, 0))
+        names = sorted(self._handlers.attached_names)
+        count = noted = 0
+        marked = time.monotonic()
+        pending: tick.Chunk | None = None
+        if names:
+            for chunk in tick.read(self._connection, self._schema, each, names, after):
+                self._settle(pending)
+                self._appender.submit(self._appends(chunk))
+                pending = chunk
+                count += chunk.rows
+                if time.monotonic() - marked > BOOKMARK_EVERY:
+                    self._settle(pending)
+                    pending = None
+                    self._bookmark(count - noted)
+                    marked, noted = time.monotonic(), count
+            self._settle(pending)
+        self._bookmark(count - noted)
+        if count:
+            log.debug("relay.published", tick=each.id, events=count)
+        return count
+
+    def _appends(self, chunk: tick.Chunk) -> list[Append]:
+        return [
+            Append(stream_key(self._prefix, name), part, arguments)
+            for part, arguments in chunk.parts.items()
+            if (name := part.decode()) in self._handlers.attached_names
+        ]
+
+    def _settle(self, chunk: tick.Chunk | None) -> None:
+        if chunk is None:
+            return
+        losses = self._appender.settle()
+        self.position = chunk.last
+        self._touched.update(name.decode() for name in chunk.parts)
+        for loss in losses:
+            self._lost(loss)
+
+    def _lost(self, loss: Lost) -> None:
+        name = loss.key[len(self._prefix) + 2 : -1]
+        self.lose(name, loss.expected, loss.actual)
+
+    def _bookmark(self, count: int) -> None:
+        touched, self._touched = self._touched, set()
+        ends = {
+            name: Position.parse(self._appender.last[stream_key(self._prefix, name)])
+            for name in touched
+            if name in self._handlers.attached_names
+        }
+        self._streams |= ends
+        self._connection.execute(
+            scripts.sql("bookmark", self._schema),
+            {
+                "names": list(ends),
+                "ticks": [end.tick for end in ends.values()],
+                "seqs": [end.seq for end in ends.values()],
+                "count": count,
+                "tick": self.position.tick,
+                "seq": self.position.seq,
+                "leader": self._leader,
+            },
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        self.published = Published(self.position, dict(self._streams))

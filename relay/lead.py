@@ -1,0 +1,88 @@
+"""Leadership: one relay per schema publishes, held by a session advisory lock.
+
+The lock lives and dies with the connection that every tick, flag and bookmark is written on, so a relay that lost it cannot
+write any more. Standbys ask again and again instead of waiting: a waiting lock would hold back vacuum in the whole database.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import sql
+
+from outbox.errors import ConfigurationError, LeadershipLostError, SchemaError
+from outbox.names import lock_id
+
+RETRY_AFTER = 0.5
+"""Seconds between a standby's attempts."""
+
+KEEP_EVERY = 3.0
+"""Seconds within which a leader must speak to the server."""
+
+_SESSION = {
+    # A leader that is stopped or cut off loses the lock when the server drops its session.
+    "idle_session_timeout": "10s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
+    # A generic plan turned the poll into a full scan; parallel workers and JIT cost more than they bring here.
+    "plan_cache_mode": "force_custom_plan",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "work_mem": "64MB",
+    "timezone": "UTC",
+}
+
+
+def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection:
+    """A direct connection to the primary, with the session settings a relay needs.
+
+    Raises `ConfigurationError` on a standby server and `SchemaError` without our tables; `psycopg.OperationalError` when the
+    server cannot be reached.
+    """
+    connection = psycopg.connect(
+        url,
+        autocommit=True,
+        connect_timeout=5,
+        application_name=f"outbox {role} {schema}",
+        keepalives_idle=2,
+        keepalives_interval=2,
+        keepalives_count=3,
+        tcp_user_timeout=10_000,
+    )
+    try:
+        for name, value in _SESSION.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        row = connection.execute("SELECT pg_is_in_recovery(), to_regclass(%s)", [f"{schema}.relay"]).fetchone()
+        assert row is not None
+        if row[0]:
+            raise ConfigurationError(
+                "this PostgreSQL server is a standby and cannot be written; point OUTBOX_RELAY_DATABASE_URL at the primary"
+            )
+        if row[1] is None:
+            raise SchemaError(f"there is no outbox in schema {schema!r}: run `outbox migrate` first")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def try_to_lead(connection: psycopg.Connection, schema: str) -> bool:
+    """Take the leader's lock if nobody holds it."""
+    row = connection.execute("SELECT pg_try_advisory_lock(%s)", [lock_id("relay", schema)]).fetchone()
+    return row is not None and bool(row[0])
+
+
+def check(connection: psycopg.Connection, schema: str) -> None:
+    """Raise `LeadershipLostError` unless this very session still holds the lock. Also keeps the session from being idle."""
+    found = connection.execute(
+        sql.SQL(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
+            " AND (classid::bigint << 32 | objid::bigint) = %s)"
+        ),
+        [lock_id("relay", schema)],
+    ).fetchone()
+    if found is None or not found[0]:
+        raise LeadershipLostError("another relay leads now")

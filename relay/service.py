@@ -1,0 +1,253 @@
+"""The relay as a service: waits to lead, then ticks, publishes, feeds and sleeps until it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from types import FrameType
+
+import psycopg
+import redis
+import structlog
+import tenacity
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from outbox.errors import LeadershipLostError, PrefixTakenError
+from outbox.names import owner_key
+from outbox.settings import Settings, redact
+from relay import lead, pacing
+from relay.append import Appender
+from relay.catch_up import CatchUp
+from relay.feed import MainFeed
+from relay.handlers import Handlers
+from relay.pacing import Pace
+from relay.patience import Patience, Stopping
+from relay.sweep import Sweep
+from relay.wakeup import Doorbell, Sleep
+
+log = structlog.get_logger()
+
+REFRESH_EVERY = 1.0
+"""Seconds after which the handlers are looked at again while there is no quiet moment for it."""
+
+REDIS_TIMEOUT = 5.0
+"""Seconds without an answer after which Redis counts as away."""
+
+
+class Relay:
+    """Publishes the outbox of one schema. Any number may run; one leads.
+
+    >>> relay = Relay(Settings(database_url="postgresql:///shop"))
+    >>> relay.run()        # blocks until relay.stop() is called from another thread or a signal handler
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._schema = settings.schema_name
+        self._url = settings.libpq_url(direct=True)
+        self._doorbell = Doorbell()
+        self._stopping = False
+        self._leader = f"{socket.gethostname()}:{os.getpid()}"
+
+    def stop(self) -> None:
+        """Ask `run` to return soon. Safe in a signal handler, from any thread, and more than once."""
+        self._stopping = True
+        self._doorbell.ring()
+
+    def run(self) -> None:
+        """Wait for the lead, lead, and start over when it is lost; until stopped.
+
+        Raises `ConfigurationError` for what waiting does not mend: a standby server, a missing schema, a foreign prefix.
+        """
+        log.info("relay.started", database=redact(self._url), redis=redact(self._settings.redis_url.get_secret_value()))
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((psycopg.OperationalError, LeadershipLostError)),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+            sleep=self._wait,
+            before_sleep=self._report,
+            stop=lambda _: self._stopping,
+            reraise=True,
+        )
+        try:
+            while not self._stopping:
+                retrying.copy()(self._serve)
+        except (psycopg.OperationalError, LeadershipLostError):
+            if not self._stopping:
+                raise
+        finally:
+            log.info("relay.stopped")
+
+    def _wait(self, seconds: float) -> None:
+        self._doorbell.wait(seconds)
+
+    def _report(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("relay.interrupted", error=f"{type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
+        """One connection's life: stand by, then lead. Returns when stopped or after having led."""
+        with lead.connect(self._url, self._schema) as connection:
+            standing_by = False
+            while not lead.try_to_lead(connection, self._schema):
+                if not standing_by:
+                    log.info("relay.standby")
+                    standing_by = True
+                self._doorbell.wait(lead.RETRY_AFTER)
+                if self._stopping:
+                    return
+            try:
+                self._lead(connection)
+            except Stopping:
+                pass
+            except (psycopg.OperationalError, LeadershipLostError) as error:
+                # Having led, it starts over without the delay that failures to connect add up to.
+                log.warning("relay.lead_lost", error=f"{type(error).__name__}: {error}")
+                self._doorbell.wait(0.1)
+
+    def _lead(self, connection: psycopg.Connection) -> None:
+        log.info("relay.leading", leader=self._leader)
+        connection.add_notify_handler(lambda _: self._doorbell.ring())
+
+        def check_lead() -> None:
+            lead.check(connection, self._schema)
+
+        def pause(seconds: float) -> None:
+            self._doorbell.wait(seconds)
+            if self._stopping:
+                raise Stopping
+            check_lead()
+
+        client, sweep_client = self._redis(), self._redis()
+        patience = Patience(pause)
+        owner = self._owner(connection)
+        patience.insist(lambda: claim_prefix(client, self._settings.prefix, owner))
+        handlers = Handlers(connection, self._schema)
+        appender = Appender(client, patience, check_lead=check_lead)
+        main = MainFeed(
+            connection,
+            client,
+            schema=self._schema,
+            prefix=self._settings.prefix,
+            leader=self._leader,
+            handlers=handlers,
+            appender=appender,
+            patience=patience,
+        )
+        catch_up = CatchUp(
+            connection,
+            client,
+            schema=self._schema,
+            prefix=self._settings.prefix,
+            handlers=handlers,
+            appender=appender,
+            patience=patience,
+            main=main,
+        )
+        sweep = Sweep(
+            lambda: lead.connect(self._url, self._schema, role="sweep"),
+            sweep_client,
+            schema=self._schema,
+            prefix=self._settings.prefix,
+            owner=owner,
+            published=lambda: main.published,
+            ring=self._doorbell.ring,
+        )
+        sleep = Sleep(connection, self._schema)
+        try:
+            main.resume()
+            sweep.start()
+            self._loop(connection, main, catch_up, handlers, sweep, sleep)
+            sleep.wake()
+        finally:
+            sweep.stop()
+            appender.close()
+            client.close()
+            sweep_client.close()
+
+    def _loop(
+        self,
+        connection: psycopg.Connection,
+        main: MainFeed,
+        catch_up: CatchUp,
+        handlers: Handlers,
+        sweep: Sweep,
+        sleep: Sleep,
+    ) -> None:
+        pace = Pace(at=time.monotonic())
+        refreshed = renewed = 0.0
+        while not self._stopping:
+            sleep.forget_ended()
+            began = time.monotonic()
+            events = main.advance()
+            while not sweep.losses.empty():
+                loss = sweep.losses.get()
+                if main.published.streams.get(loss.event_name) == loss.expected:
+                    main.lose(loss.event_name, loss.expected, loss.actual)
+            now = time.monotonic()
+            if not events or now - refreshed > REFRESH_EVERY:
+                if sleep.asleep or now - refreshed > REFRESH_EVERY / 4:
+                    handlers.refresh(main.position)
+                    refreshed = now
+            feed_wait = catch_up.step()
+            now = time.monotonic()
+            pace = pacing.observe(pace, now, events)
+            if pace.listening:
+                if not sleep.asleep or now - renewed >= pacing.SAFETY_POLL:
+                    fell_asleep = not sleep.asleep
+                    sleep.fall_asleep()
+                    renewed = now
+                    if fell_asleep:
+                        continue
+                rest = min(sleep.next_poll(), renewed + pacing.SAFETY_POLL - now)
+            else:
+                if sleep.asleep:
+                    sleep.wake()
+                rest = pacing.POLL_EVERY - (now - began)
+            if feed_wait is not None:
+                rest = min(rest, feed_wait)
+            if rest > 0:
+                self._doorbell.wait(rest, connection)
+
+    def _redis(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self._settings.redis_url.get_secret_value(),
+            socket_timeout=REDIS_TIMEOUT,
+            socket_connect_timeout=2.0,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+
+    def _owner(self, connection: psycopg.Connection) -> str:
+        row = connection.execute("SELECT system_identifier, current_database() FROM pg_control_system()").fetchone()
+        assert row is not None
+        return f"{row[0]}/{row[1]}/{self._schema}"
+
+
+def claim_prefix(client: redis.Redis, prefix: str, owner: str) -> None:
+    """Mark a key prefix as this database's, or raise `PrefixTakenError` when it is another's."""
+    if client.set(owner_key(prefix), owner, nx=True):
+        return
+    found = client.get(owner_key(prefix))
+    holder = found.decode() if isinstance(found, bytes) else str(found)
+    if found is not None and holder != owner:
+        raise PrefixTakenError(
+            f"the Redis key prefix {prefix!r} belongs to {holder} (server/database/schema), this relay serves {owner}:"
+            " choose another OUTBOX_PREFIX"
+        )
+
+
+def run(settings: Settings) -> int:
+    """Run a relay in this process until SIGTERM or SIGINT. Returns the exit status."""
+    service = Relay(settings)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        service.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    service.run()
+    return 0

@@ -1,0 +1,198 @@
+"""The sweep: advances `done_to`, gives every hole below it a retry, and trims what all have finished.
+
+It runs beside the feeds, on connections of its own. What it writes is true whoever leads: `done_to` only rises, and only over events
+that were checked to have an outcome.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import psycopg
+import redis
+import structlog
+
+from outbox.names import catch_up_key, owner_key, stream_key
+from outbox.position import ORIGIN, Position
+from relay import progress, scripts, tick
+from relay.catch_up import make_group
+from relay.feed import Published
+from relay.handlers import Handler
+from relay.snapshot import NOTHING, Snapshot
+from relay.tick import Tick
+
+log = structlog.get_logger()
+
+EVERY = 1.0
+"""Seconds between two rounds."""
+
+WINDOW = 50_000
+"""Transactions that one check covers, unless a single tick has more."""
+
+
+MOST_TICKS = 1000
+"""Ticks that one check covers at the most."""
+
+END = (1 << 63) - 1
+"""Above every seq."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A main stream that ends before the entry it ended with once."""
+
+    event_name: str
+    expected: Position
+    actual: Position
+
+
+class Sweep:
+    """A thread that runs a round every second while its relay leads."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection],
+        client: redis.Redis,
+        *,
+        schema: str,
+        prefix: str,
+        owner: str,
+        published: Callable[[], Published],
+        ring: Callable[[], None],
+    ) -> None:
+        self._connect = connect
+        self._client = client
+        self._schema = schema
+        self._prefix = prefix
+        self._owner = owner
+        self._published = published
+        self._ring = ring
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self._settled: dict[str, Position] = {}
+        self.losses: SimpleQueue[Loss] = SimpleQueue()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and wait. Stopping twice is fine."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._connect() as connection:
+                    connection.execute("SELECT set_config('lock_timeout', '1s', false)")
+                    while not self._stop.wait(EVERY):
+                        self.round(connection)
+            except (psycopg.Error, redis.RedisError, OSError) as error:
+                log.warning("sweep.failed", error=f"{type(error).__name__}: {error}")
+                self._stop.wait(EVERY)
+
+    def round(self, connection: psycopg.Connection) -> None:
+        """Look at every handler once."""
+        published = self._published()
+        self._client.set(owner_key(self._prefix), self._owner, nx=True)
+        rows = connection.execute(
+            "SELECT name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq"
+            f" FROM {self._schema}.handler WHERE done_tick IS NOT NULL ORDER BY event_name".encode()
+        ).fetchall()
+        trim: dict[str, list[Position]] = {}
+        for name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq in rows:
+            done, fed = Position(done_tick, done_seq), None if fed_tick is None else Position(fed_tick, fed_seq)
+            handler = Handler(name, event_name, attached, done, fed)
+            reached = self._look(connection, handler, published)
+            if attached:
+                trim.setdefault(event_name, []).append(reached)
+        for event_name, reached_by_each in trim.items():
+            self._trim(stream_key(self._prefix, event_name), min(reached_by_each))
+
+    def _look(self, connection: psycopg.Connection, handler: Handler, published: Published) -> Position:
+        """Advance one handler's `done_to` as far as it can be proved, and return it."""
+        assert handler.done is not None
+        if self._settled.get(handler.name) == handler.done == published.position and handler.attached:
+            # Nothing was said since everything was done; but is Redis still what it was?
+            main = progress.read(self._client, stream_key(self._prefix, handler.event_name), handler.name)
+            self._lost(handler, main, published)
+            return handler.done
+        key = stream_key(self._prefix, handler.event_name)
+        main = progress.read(self._client, key, handler.name)
+        if self._lost(handler, main, published):
+            return handler.done
+        if handler.attached and main.delivered is None:
+            log.warning("group.lost", handler=handler.name, stream=key)
+            make_group(self._client, key, handler.name, handler.done)
+            return handler.done
+        own = progress.read(self._client, catch_up_key(self._prefix, handler.event_name, handler.name), handler.name)
+        target = progress.finished_everywhere(
+            own, main, attached=handler.attached, published=published.position, fed=handler.fed
+        )
+        if target is None or target <= handler.done:
+            return handler.done
+        return self._check(connection, handler, target)
+
+    def _lost(self, handler: Handler, main: progress.Progress, published: Published) -> bool:
+        expected = published.streams.get(handler.event_name, ORIGIN)
+        if not handler.attached or main.last >= expected:
+            return False
+        self.losses.put(Loss(handler.event_name, expected, main.last))
+        self._ring()
+        return True
+
+    def _check(self, connection: psycopg.Connection, handler: Handler, target: Position) -> Position:
+        """Fill the holes up to `target`, or up to a nearer tick if that is far, and note how far all is done."""
+        assert handler.done is not None
+        done = handler.done
+        while done < target and not self._stop.is_set():
+            ticks = tick.load(connection, self._schema, done.tick, target.tick, MOST_TICKS)
+            if not ticks:
+                break
+            upto = _window(ticks)
+            last = upto is ticks[-1] and len(ticks) < MOST_TICKS
+            reached = target if last else Position(upto.id, END)
+            own_tick = ticks[0] if ticks[0].id == done.tick else Tick(done.tick, ticks[0].since, ticks[0].since)
+            upto_seq = reached.seq if reached.tick == upto.id else END
+            holes = connection.execute(
+                scripts.sql("fill_holes", self._schema), _range(handler, own_tick, done.seq, upto, upto_seq)
+            ).rowcount
+            if holes:
+                log.warning("sweep.holes", handler=handler.name, event_name=handler.event_name, events=holes)
+            connection.execute(
+                f"UPDATE {self._schema}.handler SET done_tick = %(tick)s, done_seq = %(seq)s WHERE name = %(name)s"
+                " AND (done_tick, done_seq) < (%(tick)s, %(seq)s)".encode(),
+                {"tick": reached.tick, "seq": reached.seq, "name": handler.name},
+            )
+            done = reached
+        self._settled[handler.name] = done
+        return done
+
+    def _trim(self, key: str, finished: Position) -> None:
+        self._client.xtrim(key, minid=str(progress.after(finished)), approximate=True)
+
+
+def _window(ticks: list[Tick]) -> Tick:
+    """The last tick that one check covers."""
+    first = ticks[0].snapshot.xmax
+    return next((t for t in reversed(ticks) if t.snapshot.xmax - first <= WINDOW), ticks[0])
+
+
+def _range(handler: Handler, lower: Tick, done_seq: int, upper: Tick, upto_seq: int) -> dict[str, object]:
+    before: Snapshot = lower.since
+    return {
+        "handler": handler.name,
+        "name": handler.event_name,
+        "before_xmax": str(before.xmax),
+        "before_xip": [str(xid) for xid in before.xip],
+        "done": str(lower.snapshot),
+        "done_seq": done_seq,
+        "prior": str(upper.since),
+        "upto": str(upper.snapshot),
+        "upto_xmax": str(upper.snapshot.xmax),
+        "upto_seq": upto_seq,
+    }

@@ -1,0 +1,174 @@
+"""Ticks: one snapshot = one batch. Takes them, and reads what they hold in chunks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from outbox.position import Position
+from relay import scripts
+from relay.snapshot import NOTHING, Snapshot
+
+CHUNK_BYTES = 1 << 20
+"""Payload bytes after which a chunk is closed."""
+
+SMALL = 256
+"""Rows of a batch that is read at once; a larger one goes through a cursor."""
+
+MOST_ROWS = 4000
+"""Rows that are fetched at a time at the most."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A batch: what `snapshot` sees and `since` did not."""
+
+    id: int
+    snapshot: Snapshot
+    since: Snapshot
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive events on their way to Redis: per event name the arguments of its append, six per entry."""
+
+    parts: dict[bytes, list[bytes]] = field(default_factory=dict)
+    rows: int = 0
+    size: int = 0
+    last: Position = Position(0, 0)
+
+
+def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int) -> Tick | None:
+    """Write the next tick if anything is new since `last`, durably, and return it. Its id is at least `floor`."""
+    row = connection.execute(
+        scripts.sql("tick", schema),
+        {
+            "floor": max(last.id + 1, floor),
+            "xmax": str(last.snapshot.xmax),
+            "xip": [str(xid) for xid in last.snapshot.xip],
+        },
+    ).fetchone()
+    return None if row is None else Tick(row[0], Snapshot.parse(row[1]), last.snapshot)
+
+
+def load(
+    connection: psycopg.Connection, schema: str, start: int, upto: int | None = None, most: int = 1000
+) -> list[Tick]:
+    """The ticks from id `start` to `upto`, oldest first, at most `most` of them."""
+    rows = connection.execute(
+        f"SELECT id, snapshot::text FROM (SELECT id, snapshot FROM {schema}.tick WHERE id < %(start)s"
+        "  ORDER BY id DESC LIMIT 1) AS before"
+        f" UNION ALL (SELECT id, snapshot::text FROM {schema}.tick"
+        "  WHERE id >= %(start)s AND (%(upto)s::bigint IS NULL OR id <= %(upto)s) ORDER BY id LIMIT %(most)s)"
+        " ORDER BY id".encode(),
+        {"start": start, "upto": upto, "most": most},
+    ).fetchall()
+    ticks: list[Tick] = []
+    since = NOTHING
+    for number, text in rows:
+        snapshot = Snapshot.parse(text)
+        if number >= start:
+            ticks.append(Tick(number, snapshot, since))
+        since = snapshot
+    return ticks
+
+
+def read(connection: psycopg.Connection, schema: str, tick: Tick, names: list[str], after: int) -> Iterator[Chunk]:
+    """The tick's events of these names with a seq above `after`, in chunks, in order."""
+    parameters = {
+        "from_xmax": str(tick.since.xmax),
+        "from_xip": [str(xid) for xid in tick.since.xip],
+        "to_xmax": str(tick.snapshot.xmax),
+        "to": str(tick.snapshot),
+        "names": names,
+        "after": after,
+    }
+    statement = scripts.sql("batch", schema)
+    with connection.cursor() as cursor:
+        cursor.execute(statement + b" LIMIT %(limit)s", {**parameters, "limit": SMALL + 1})
+        if cursor.rowcount <= SMALL:
+            yield from chunks(cursor, tick.id)
+            return
+    with open_cursor(connection, "main_feed", statement, parameters) as cursor:
+        for rows in fetches(cursor, "main_feed"):
+            yield from chunks(rows, tick.id)
+
+
+class open_cursor:
+    """A cursor that holds no snapshot: sorted once, kept by the server until it is closed."""
+
+    def __init__(self, connection: psycopg.Connection, name: str, statement: bytes, parameters: dict[str, Any]) -> None:
+        self.connection = connection
+        self.name = name
+        self.cursor = connection.cursor()
+        self.cursor.execute(f"DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR ".encode() + statement, parameters)
+
+    def __enter__(self) -> psycopg.Cursor:
+        return self.cursor
+
+    def __exit__(self, *_: object) -> None:
+        self.cursor.close()
+        if not self.connection.broken and not self.connection.closed:
+            self.connection.execute(f"CLOSE {self.name}".encode())
+
+
+def fetches(cursor: psycopg.Cursor, name: str) -> Iterator[psycopg.Cursor]:
+    """Fetch the rows of a declared cursor in steps of about `CHUNK_BYTES`, judged by the size of the step before."""
+    rows = 250
+    while True:
+        cursor.execute(f"FETCH FORWARD {rows} FROM {name}".encode())
+        if not cursor.rowcount:
+            return
+        yield cursor
+        result = cursor.pgresult
+        assert result is not None
+        sample = range(0, result.ntuples, max(1, result.ntuples // 16))
+        average = sum(len(result.get_value(i, 4) or b"") + 100 for i in sample) // len(sample)
+        rows = max(1, min(MOST_ROWS, rows * 2, CHUNK_BYTES // average))
+
+
+def chunks(cursor: psycopg.Cursor, tick: int | None) -> Iterator[Chunk]:
+    """Cut fetched rows into chunks. The values go through as the bytes that PostgreSQL sent; nothing is decoded.
+
+    `tick` is the tick of all rows; None when each row carries its own in an eighth column.
+    """
+    result = cursor.pgresult
+    assert result is not None
+    value = result.get_value
+    chunk = Chunk()
+    parts = chunk.parts
+    size = rows = 0
+    prefix = b"" if tick is None else b"%d-" % tick
+    seq: Any = b"0"
+    row_tick: Any = b"0"
+    for i in range(result.ntuples):
+        if tick is None:
+            row_tick = value(i, 7)
+            prefix = row_tick + b"-"
+        seq = value(i, 0)
+        name: Any = value(i, 2)
+        payload: Any = value(i, 4)
+        headers: Any = value(i, 5)
+        entry = (prefix + seq, value(i, 1), value(i, 3), payload, headers, value(i, 6))
+        part = parts.get(name)
+        if part is None:
+            parts[name] = part = []
+        part += entry  # type: ignore[arg-type]
+        rows += 1
+        size += len(payload) + len(headers) + 100
+        if size >= CHUNK_BYTES:
+            yield _closed(chunk, rows, size, tick, row_tick, seq)
+            chunk = Chunk()
+            parts = chunk.parts
+            size = rows = 0
+    if rows:
+        yield _closed(chunk, rows, size, tick, row_tick, seq)
+
+
+def _closed(chunk: Chunk, rows: int, size: int, tick: int | None, row_tick: bytes, seq: bytes) -> Chunk:
+    chunk.rows, chunk.size = rows, size
+    chunk.last = Position(int(row_tick) if tick is None else tick, int(seq))
+    return chunk

@@ -1,0 +1,107 @@
+"""Falling asleep without losing a wake-up.
+
+Writers notify only while a flag, the sequence `asleep`, says so. One that read "awake" just before it was set will commit without a
+NOTIFY: the relay polls until every transaction that could have done so has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+
+import psycopg
+from psycopg import sql
+
+from outbox.names import channel
+from relay import pacing
+
+AWAKE = 1
+"""A moment long past: the flag's value while the relay polls."""
+
+
+class Doorbell:
+    """LISTEN on the leader's connection, the flag, and a way for other threads and signal handlers to ring."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def ring(self) -> None:
+        """Wake whoever waits. Safe in a signal handler and from any thread."""
+        # Full: it rings already. Closed: nobody waits.
+        with contextlib.suppress(OSError):
+            os.write(self._writer, b"!")
+
+    def wait(self, seconds: float, connection: psycopg.Connection | None = None) -> bool:
+        """Wait for a ring, or for the server to send something. True if either came within `seconds`."""
+        sources = [self._reader] if connection is None else [self._reader, connection.fileno()]
+        ready, _, _ = select.select(sources, [], [], max(0.0, seconds))
+        if self._reader in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._reader, 4096)
+        if connection is not None and connection.fileno() in ready:
+            connection.pgconn.consume_input()
+            while connection.pgconn.notifies():
+                pass
+        return bool(ready)
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+class Sleep:
+    """Whether writers are asked to notify, and which of them may not have heard it yet."""
+
+    def __init__(self, connection: psycopg.Connection, schema: str) -> None:
+        self._connection = connection
+        self._schema = schema
+        self._deaf: set[str] = set()
+        self._since = 0.0
+        self.asleep = False
+        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel(schema))))
+        self.wake()
+
+    @property
+    def safe(self) -> bool:
+        """Whether every transaction that may commit without a NOTIFY has ended."""
+        return self.asleep and not self._deaf
+
+    def fall_asleep(self) -> None:
+        """Ask writers to notify from now on; also renews that. First to be followed by polls until `safe`."""
+        self._set(f"floor(extract(epoch FROM clock_timestamp()))::bigint + {int(pacing.ASLEEP_FOR)}")
+        if not self.asleep:
+            self.asleep = True
+            self._since = time.monotonic()
+            self._deaf = self._writers()
+
+    def wake(self) -> None:
+        """Tell writers not to notify."""
+        self._set(str(AWAKE))
+        self.asleep = False
+        self._deaf = set()
+
+    def next_poll(self) -> float:
+        """Seconds until the next poll while asleep."""
+        if not self._deaf:
+            return pacing.SAFETY_POLL
+        return pacing.awaited_poll(time.monotonic() - self._since)
+
+    def forget_ended(self) -> None:
+        """See which of the transactions that may not have heard are gone. To be followed by one more poll."""
+        if self._deaf:
+            self._deaf &= self._writers()
+
+    def _set(self, value: str) -> None:
+        self._connection.execute(f"SELECT setval('{self._schema}.asleep', {value})".encode())
+
+    def _writers(self) -> set[str]:
+        rows = self._connection.execute(
+            "SELECT virtualtransaction FROM pg_locks WHERE relation = %s::regclass AND mode = 'RowExclusiveLock'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            [f"{self._schema}.event"],
+        ).fetchall()
+        return {row[0] for row in rows}
