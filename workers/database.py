@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import psycopg
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
+from workers.patience import until_back
 from workers.queries import sql
 
 STATEMENT_TIMEOUT = 30.0
@@ -42,10 +42,7 @@ class Database:
             return await self.once(statement, params)
         except Unreachable as error:
             self._lost(error)
-        async for attempt in AsyncRetrying(
-            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
-            retry=retry_if_exception_type(Unreachable),
-        ):
+        async for attempt in until_back(Unreachable):
             with attempt:
                 rows = await self.once(statement, params)
         self._log.info("postgres.back")

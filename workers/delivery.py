@@ -6,13 +6,12 @@ import asyncio
 from collections import defaultdict
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
-
 from workers.database import Database, array
 from workers.job import Job
 from workers.lane import Source
 from workers.link import Redis, Unreachable
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
+from workers.patience import until_back
 
 BATCH = 1000
 
@@ -100,10 +99,7 @@ class Recorder:
         """XACK, however long Redis is away."""
         if not entries:
             return
-        async for attempt in AsyncRetrying(
-            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
-            retry=retry_if_exception_type(Unreachable),
-        ):
+        async for attempt in until_back(Unreachable):
             with attempt:
                 pipeline = self._redis.pipeline(transaction=False)
                 for source, ids in entries.items():

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
 
 from outbox.errors import ConfigurationError
 from outbox.names import catch_up_key, stream_key
@@ -28,6 +27,7 @@ from workers.handler import Handler
 from workers.job import Job
 from workers.lane import Lane, Source
 from workers.lease import Leases
+from workers.patience import until_back
 from workers.retries import Retries
 
 DEFAULT_CONCURRENCY = 100
@@ -266,9 +266,6 @@ class Worker:
             await registration.register(control, list(self._app.handlers.values()), self._settings.schema_name)
 
     async def _claim_prefix(self) -> None:
-        async for attempt in AsyncRetrying(
-            wait=wait_exponential_jitter(initial=0.05, max=2, jitter=0.1),
-            retry=retry_if_exception_type(link.Unreachable),
-        ):
+        async for attempt in until_back(link.Unreachable):
             with attempt:
                 await registration.claim_prefix(self._redis, self._settings.prefix, self._owner)

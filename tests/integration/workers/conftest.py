@@ -1,0 +1,189 @@
+"""The relay's part of the protocol, played by hand, and real worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis as redis_client
+
+from outbox.entry import to_microseconds
+from outbox.names import stream_key
+from outbox.settings import Settings
+from workers import App, Worker
+
+
+class Outbox:
+    """Writes events, publishes them as the relay would, and asks PostgreSQL what came of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sql = psycopg.connect(settings.libpq_url(), autocommit=True)
+        self.redis = redis_client.Redis.from_url(settings.redis_url.get_secret_value())
+        self.tick = 1000
+
+    def attach(self, handler: str, event_name: str, *, attached: bool = True) -> None:
+        """Admit a handler as the relay does, its groups on the main stream included."""
+        self.sql.execute(
+            "INSERT INTO outbox.handler (name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq)"
+            " VALUES (%(name)s, %(event)s, %(attached)s, 0, 0, %(fed)s, %(fed)s)"
+            " ON CONFLICT (name) DO UPDATE SET attached = excluded.attached, done_tick = 0, done_seq = 0",
+            {"name": handler, "event": event_name, "attached": attached, "fed": None if attached else 0},
+        )
+        if attached:
+            with contextlib.suppress(redis_client.ResponseError):
+                self.redis.xgroup_create(stream_key("outbox", event_name), handler, id="0", mkstream=True)
+
+    def write(self, name: str, *payloads: dict[str, Any]) -> list[tuple[str, int, int, str]]:
+        """Insert events; (id, seq, created_at in microseconds, payload) of each."""
+        written = []
+        for payload in payloads:
+            row = self.sql.execute(
+                "INSERT INTO outbox.event (name, payload) VALUES (%s, %s)"
+                " RETURNING id::text, seq, created_at, payload::text",
+                [name, json.dumps(payload)],
+            ).fetchone()
+            assert row is not None
+            written.append((row[0], row[1], to_microseconds(row[2]), row[3]))
+        return written
+
+    def push(self, name: str, events: list[tuple[str, int, int, str]], *, key: str | None = None) -> list[bytes]:
+        """Append the entries of events, on the main stream or on `key`."""
+        self.tick += 1
+        pipeline = self.redis.pipeline(transaction=False)
+        for event_id, seq, at, payload in events:
+            fields = {"id": event_id, "name": name, "key": "", "payload": payload, "headers": "", "at": str(at)}
+            pipeline.xadd(key or stream_key("outbox", name), fields, id=f"{self.tick}-{seq}")
+        return list(pipeline.execute())
+
+    def publish(self, name: str, *payloads: dict[str, Any]) -> list[str]:
+        """Write and push; the events' ids."""
+        events = self.write(name, *payloads)
+        self.push(name, events)
+        return [event[0] for event in events]
+
+    def one(self, statement: str, *params: Any) -> Any:
+        row = self.sql.execute(statement, params).fetchone()
+        return None if row is None else row[0] if len(row) == 1 else row
+
+    def states(self) -> dict[str, str]:
+        return dict(self.sql.execute("SELECT event_id::text, state FROM outbox.delivery").fetchall())
+
+    def count(self, state: str) -> int:
+        return int(self.one("SELECT count(*) FROM outbox.delivery WHERE state = %s", state))
+
+    def pending(self, name: str, handler: str) -> int:
+        return int(self.redis.xpending(stream_key("outbox", name), handler)["pending"])
+
+    def close(self) -> None:
+        self.sql.close()
+        self.redis.close()
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = "the state") -> Any:
+    """Wait until the condition holds, and return its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
+        time.sleep(0.01)
+    return value
+
+
+async def until(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+    """Wait until the condition holds, with the event loop running."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"the state did not come within {timeout} s"
+        await asyncio.sleep(0.01)
+    return value
+
+
+@pytest.fixture
+def outbox(settings: Settings) -> Iterator[Outbox]:
+    box = Outbox(settings)
+    yield box
+    box.close()
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[..., Awaitable[Any]]:
+    return until
+
+
+@pytest.fixture(name="wait_for")
+def _wait_for() -> Callable[..., Any]:
+    return wait_for
+
+
+@pytest.fixture
+def work(settings: Settings) -> Callable[..., None]:
+    """Run a scenario beside a worker in this process: `work(app, scenario, **options)`."""
+
+    def run(app: App, scenario: Callable[[Worker], Awaitable[None]], **options: Any) -> None:
+        async def main() -> None:
+            async with Worker(app, settings, **options) as worker:
+                runner = asyncio.create_task(worker.run())
+                await scenario(worker)
+                worker.request_stop()
+                await runner
+
+        asyncio.run(main())
+
+    return run
+
+
+class Process:
+    """A real worker process running a module of this test's own."""
+
+    def __init__(self, folder: Path, settings: Settings, arguments: list[str]) -> None:
+        environment = os.environ | {
+            "OUTBOX_DATABASE_URL": settings.libpq_url(),
+            "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+        }
+        self.log = folder / f"worker-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers", "tasks:app", *arguments],
+                cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+
+    def wait(self, timeout: float = 30) -> int:
+        return self.popen.wait(timeout)
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
+    """Start worker processes: `start(source_of_tasks, *arguments)`."""
+    started: list[Process] = []
+
+    def begin(source: str, *arguments: str) -> Process:
+        (tmp_path / "tasks.py").write_text(source)
+        process = Process(tmp_path, settings, list(arguments))
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import workers
+from outbox.errors import ConfigurationError
+
+
+def test_a_handler_is_named_after_its_function_and_the_function_stays_as_it_was() -> None:
+    app = workers.App()
+
+    def send_email(user_id: int) -> None: ...
+
+    assert app.handler("signed_up")(send_email) is send_email
+    assert app.handlers["send_email"].event_name == "signed_up"
+
+
+def test_the_prefix_keeps_services_apart() -> None:
+    app = workers.App(prefix="shop")
+
+    @app.handler("signed_up", name="mail")
+    def send_email(user_id: int) -> None: ...
+
+    assert list(app.handlers) == ["shop.mail"]
+
+
+def test_duplicate_names_are_refused() -> None:
+    app = workers.App()
+
+    @app.handler("a")
+    def work() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="two handlers are named 'work'"):
+        app.handler("b")(work)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_attempts": 0}, {"timeout": 0}, {"timeout": float("inf")}, {"concurrency": 0}]
+)
+def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(workers.HandlerError):
+        workers.App().handler("a", **options)
+
+
+def test_a_bad_event_name_and_a_nameless_function_are_refused() -> None:
+    with pytest.raises(workers.HandlerError, match="invalid event name"):
+        workers.App().handler("no spaces")
+    with pytest.raises(workers.HandlerError, match="pass name="):
+        workers.App().handler("a")(lambda: None)
+
+
+def test_what_is_no_function_is_refused() -> None:
+    class Callable_:
+        def __call__(self) -> None: ...
+
+    with pytest.raises(workers.HandlerError, match="must be a function"):
+        workers.App().handler("a")(Callable_())
+
+
+def test_types_of_the_decorating_function_are_found() -> None:
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Local:
+        x: int
+
+    app = workers.App()
+
+    @app.handler("a")
+    def work(local: Local) -> None: ...
+
+    assert app.handlers["work"].binding.bind({"x": 1}) == {"local": Local(1)}
