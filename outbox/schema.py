@@ -9,7 +9,7 @@ Alembic needs is to leave all of it alone. In `env.py`:
 ...     include_name=outbox.schema.include_name,
 ... )
 
-The schema's name is read from `OUTBOX_SCHEMA` when this module is imported; the default is `outbox`.
+Storage parameters are left to the migrations. The schema's name is read from `OUTBOX_SCHEMA` when this module is imported; the default is `outbox`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ relay = Table(
     Column("system_identifier", Text, nullable=False),
     Column("leader", Text),
     Column("heartbeat", _Moment),
-    postgresql_with={"fillfactor": 20},
 )
 
 stream = Table(
@@ -123,7 +122,6 @@ stream = Table(
     Column("name", Text, primary_key=True),
     Column("tick", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),
-    postgresql_with={"fillfactor": 50},
 )
 
 handler = Table(
@@ -151,7 +149,6 @@ handler = Table(
     CheckConstraint("(done_tick IS NULL) = (done_seq IS NULL)"),
     CheckConstraint("(fed_tick IS NULL) = (fed_seq IS NULL)"),
     Index("handler_event_name", "event_name"),
-    postgresql_with={"fillfactor": 50},
 )
 
 delivery = Table(

@@ -222,10 +222,12 @@ def test_events_added_while_a_flush_runs_are_written_by_the_commit(engine: Engin
     assert names(engine) == ["first", "before_flush", "after_flush"]
 
 
-def test_autoflush_makes_the_event_visible_to_the_transaction_s_own_query(engine: Engine) -> None:
+def test_autoflush_writes_the_event_before_the_session_s_own_query(engine: Engine) -> None:
     with Session(engine) as session:
         outbox.add(session, "seen")
-        assert session.scalars(select(schema.event.c.name)).all() == ["seen"]
+        assert session.scalars(select(User)).all() == []
+        assert not session.new
+        assert [event.name for event in testing.added(session)] == ["seen"]
 
 
 def test_the_session_is_dirty_until_the_flush_and_reads_nothing_back(engine: Engine) -> None:
