@@ -41,6 +41,7 @@ def streams(settings: Settings, handlers: Iterable[HandlerStatus]) -> list[Strea
         raise redis.ConnectionError("OUTBOX_REDIS_URL is not a URL like redis://host:6379/0") from None
     found: list[Stream] = []
     with client:
+        client.ping()
         for handler in handlers:
             for key in (
                 stream_key(settings.prefix, handler.event_name),

@@ -1,0 +1,17 @@
+# One image for the migration, the example's API, the relay and the workers; compose.yaml gives each its command.
+FROM python:3.13-slim
+
+RUN useradd --create-home outbox
+WORKDIR /srv
+COPY pyproject.toml README.md LICENSE ./
+COPY outbox outbox
+COPY relay relay
+COPY workers workers
+COPY console console
+RUN pip install --no-cache-dir '.[cli,fastapi]' 'uvicorn>=0.30' && rm -rf outbox relay workers console
+
+COPY examples examples
+WORKDIR /srv/examples
+USER outbox
+ENV PYTHONUNBUFFERED=1
+CMD ["outbox", "--help"]

@@ -1,0 +1,276 @@
+"""The command line as it is used: in a process of its own, on real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from console.servers import Redis
+from outbox.names import lock_id
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Db = psycopg.Connection[Any]
+UNREACHABLE = "postgresql://app:s3cret@127.0.0.1:1/shop"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    return {**kept, "COLUMNS": "200", "LC_ALL": "C.UTF-8", **variables}
+
+
+@pytest.fixture
+def outbox(database_url: str, tmp_path: Path) -> Run:
+    """Runs `outbox` against this test's database; Redis is away unless said otherwise."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        given = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **variables}
+        return subprocess.run(
+            [sys.executable, "-m", "console.main", *arguments],
+            capture_output=True, text=True, check=False, timeout=60, env=environment(**given), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Db]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def die(db: Db, handler: str, count: int = 1, error: str = "boom") -> list[str]:
+    rows = db.execute(
+        "WITH added AS (INSERT INTO outbox.event (name, key, payload) SELECT 'order', 'k', '{\"n\": 1}'"
+        "  FROM generate_series(1, %(count)s) RETURNING *),"
+        " failed AS (INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, error)"
+        "  SELECT id, %(handler)s, created_at, 'dead', 10, %(error)s FROM added)"
+        " INSERT INTO outbox.dead_letter (event_id, handler, event_created_at, name, key, payload, attempts, error)"
+        " SELECT id, %(handler)s, created_at, name, key, payload, 10, %(error)s FROM added RETURNING event_id::text",
+        {"handler": handler, "count": count, "error": error},
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def retrying(db: Db) -> int:
+    row = db.execute("SELECT count(*) FROM outbox.delivery WHERE state = 'retrying'").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["migrate"], ["replay", "--all"], ["dead", "-o", "json"]], ids=" ".join
+)
+def test_a_server_that_is_away_is_one_line_without_the_password(outbox: Run, command: list[str]) -> None:
+    result = outbox(*command, "--database-url", UNREACHABLE)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("outbox: cannot reach PostgreSQL at postgresql://app:***@127.0.0.1:1/shop: ")
+    assert result.stderr.count("\n") == 1
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [["status"], ["events"], ["dead"], ["replay", "--all"]], ids=" ".join)
+def test_a_missing_schema_says_to_migrate(outbox: Run, command: list[str]) -> None:
+    result = outbox(*command, OUTBOX_SCHEMA="elsewhere")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "run `outbox migrate`" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_nobody_reads_to_its_end_is_no_error(outbox: Run, db: Db, database_url: str) -> None:
+    die(db, "h", 3000)
+    command = f"{sys.executable} -m console.main dead --limit 3000 -o jsonl | head -n 1"
+    result = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(OUTBOX_DATABASE_URL=database_url),
+    )
+    assert json.loads(result.stdout)["handler"] == "h"
+    assert result.stderr == ""
+
+
+# migrate -------------------------------------------------------------------------------------------------------------
+
+
+def test_migrate_applies_checks_and_names_drift(outbox: Run, empty_database_url: str) -> None:
+    where = ["--database-url", empty_database_url, "--schema", "billing"]
+    dry = outbox("migrate", "--dry-run", *where)
+    assert dry.stdout == "would apply 0001_initial\n"
+    behind = outbox("migrate", "--check", *where)
+    assert (behind.returncode, behind.stdout) == (1, "not applied: 0001_initial\n")
+    first = outbox("migrate", *where)
+    assert (first.returncode, first.stderr) == (0, "applying 0001_initial\n")
+    assert first.stdout == "schema billing is up to date (1 migration applied)\n"
+    assert json.loads(outbox("migrate", "-o", "json", *where).stdout) == {"schema": "billing", "applied": []}
+    assert outbox("migrate", "--check", *where).returncode == 0
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("DROP INDEX billing.event_xid")
+    drifted = outbox("migrate", "--check", "-o", "json", *where)
+    assert drifted.returncode == 1
+    assert "index event_xid" in [found["thing"] for found in json.loads(drifted.stdout)["differences"]]
+
+
+def test_the_printed_sql_is_what_psql_would_run(outbox: Run, empty_database_url: str) -> None:
+    script = outbox("migrate", "--sql", "--without-trigger").stdout
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute(script.encode())
+    assert outbox("migrate", "--check", "--without-trigger", "--database-url", empty_database_url).returncode == 0
+    assert outbox("migrate", "--check", "--database-url", empty_database_url).returncode == 1
+
+
+# status --------------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_positions_counts_and_streams(outbox: Run, db: Db, redis_server: Redis) -> None:
+    import redis
+
+    die(db, "bill", 2)
+    db.execute("INSERT INTO outbox.handler (name, event_name, done_tick, done_seq) VALUES ('bill', 'order', 0, 0)")
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.xadd("outbox:{order}", {"id": "x"}, id="5-1")
+        client.xadd("outbox:{order}", {"id": "y"}, id="5-2")
+        client.xgroup_create("outbox:{order}", "bill", "0")
+        client.xreadgroup("bill", "c", {"outbox:{order}": ">"}, count=1)
+    facts = json.loads(outbox("status", "-o", "json", OUTBOX_REDIS_URL=redis_server.url).stdout)
+    assert (facts["events"], facts["unpublished"], facts["unpublished_exact"]) == (2, 2, True)
+    assert facts["leader"] is None
+    (handler,) = facts["handlers"]
+    assert (handler["name"], handler["state"], handler["dead"], handler["lag"]) == ("bill", "detached", 2, 0)
+    assert facts["streams"] == [
+        {"key": "outbox:{order}", "length": 2, "handler": "bill", "pending": 1, "consumers": 1, "last_delivered": "5-1"}
+    ]
+    table = outbox("status", OUTBOX_REDIS_URL=redis_server.url)
+    assert table.returncode == 0
+    assert "none leads" in table.stdout
+    assert "2 committed, 2 unpublished, the oldest for" in table.stdout
+    assert "outbox:{order}" in table.stdout
+
+
+def test_status_is_content_with_a_redis_that_is_away(outbox: Run) -> None:
+    result = outbox("status", "-o", "jsonl")
+    assert result.returncode == 0
+    facts = json.loads(result.stdout)
+    assert facts["streams"] is None
+    assert "127.0.0.1:1" in facts["redis_error"]
+    assert "redis     away" in outbox("status").stdout
+
+
+def test_the_health_checks_answer_by_exit_status(outbox: Run, db: Db) -> None:
+    assert outbox("status", "--check", "relay").returncode == 1
+    db.execute("SELECT pg_advisory_lock(%s)", [lock_id("relay", "outbox")])
+    assert outbox("status", "--check", "relay").returncode == 0
+    assert outbox("status", "--check", "worker").returncode == 1
+    db.execute("INSERT INTO outbox.handler (name, event_name) VALUES ('h', 'a')")
+    fine = outbox("status", "--check", "worker")
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "worker: fine\n")
+
+
+# events, dead, replay ------------------------------------------------------------------------------------------------
+
+
+def test_events_show_what_became_of_them(outbox: Run, db: Db) -> None:
+    (id,) = die(db, "bill")
+    found = json.loads(outbox("events", "--name", "order", "--key", "k", "--since", "1h", "-o", "json").stdout)
+    assert [event["id"] for event in found] == [id]
+    assert found[0]["payload"] == {"n": 1}
+    assert found[0]["deliveries"][0]["error"] == "boom"
+    assert "bill: dead" in outbox("events", id).stdout
+    missing = outbox("events", id, str(uuid.UUID(int=7)))
+    assert (missing.returncode, id in missing.stdout) == (3, True)
+    assert outbox("events", str(uuid.UUID(int=7))).returncode == 1
+    assert outbox("events", "--until", "1h", "-o", "json").stdout == "[]\n"
+
+
+def test_dead_letters_are_listed_in_every_form(outbox: Run, db: Db) -> None:
+    die(db, "bill", 2, error="\x1b[31mboom\nat line 2")
+    die(db, "mail")
+    table = outbox("dead", "--handler", "bill")
+    assert table.stdout.count(" bill ") == 2
+    assert " [31mboom at line 2" in table.stdout
+    assert "\x1b" not in table.stdout
+    assert [letter["handler"] for letter in json.loads(outbox("dead", "-o", "json").stdout)] == ["mail", "bill", "bill"]
+    cut = outbox("dead", "--limit", "1", "-o", "jsonl")
+    assert (len(cut.stdout.splitlines()), cut.stderr) == (1, "1 of 3 are shown; see --limit\n")
+    none = outbox("dead", "--event", "other")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "no dead letter fits\n")
+
+
+def test_a_dry_run_counts_shows_a_sample_and_changes_nothing(outbox: Run, db: Db) -> None:
+    die(db, "bill", 12)
+    facts = json.loads(outbox("replay", "--all", "--dry-run", "--limit", "11", "-o", "json").stdout)
+    assert (facts["asked"], facts["would_replay"], len(facts["sample"])) == (12, 11, 10)
+    table = outbox("replay", "--handler", "bill", "--dry-run")
+    assert table.stdout.startswith("would put back 12 of 12 dead letters that fit\n")
+    assert retrying(db) == 0
+    assert db.execute("SELECT count(*) FROM outbox.audit").fetchone() == (0,)
+
+
+def test_a_replay_puts_back_what_was_asked_for_and_says_who_and_why(outbox: Run, db: Db) -> None:
+    die(db, "bill", 5)
+    die(db, "mail", 5)
+    result = outbox("replay", "--handler", "bill", "--limit", "3", "--reason", "fixed")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "put back 3 of 3 dead letters\n", "")
+    assert retrying(db) == 3
+    row = db.execute("SELECT actor, action, reason, detail FROM outbox.audit").fetchone()
+    assert row is not None
+    assert "@" in row[0]
+    assert row[1:3] == ("replay", "fixed")
+    assert (row[3]["filter"], row[3]["count"]) == ({"handler": "bill"}, 3)
+    assert json.loads(outbox("replay", "--all", "-o", "json").stdout)["replayed"] == 7
+
+
+def test_ids_without_a_dead_letter_are_named(outbox: Run, db: Db) -> None:
+    (id,) = die(db, "bill")
+    absent = str(uuid.UUID(int=7))
+    partly = outbox("replay", id, absent)
+    assert (partly.returncode, partly.stdout) == (3, "put back 1 of 1 dead letters\n")
+    assert partly.stderr == f"no dead letter has the id {absent}\n"
+    assert retrying(db) == 1
+    assert outbox("replay", id).returncode == 1
+
+
+def test_on_a_terminal_a_replay_asks_and_shows_its_progress(db: Db, database_url: str) -> None:
+    die(db, "bill", 3)
+    for answer, expected in (("n\n", 0), ("y\n", 3)):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "console.main", "replay", "--handler", "bill"],
+            stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env=environment(OUTBOX_DATABASE_URL=database_url),
+        )  # fmt: skip
+        os.close(theirs)
+        seen = b""
+        while b"Run 3 dead letters again?" not in seen:
+            seen += os.read(ours, 1024)
+        os.write(ours, answer.encode())
+        shown = read_all(ours)
+        assert process.wait(timeout=60) == (0 if expected else 1)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert retrying(db) == expected
+        assert (b"3/3" in shown) == bool(expected)
+
+
+def read_all(descriptor: int) -> bytes:
+    """What a terminal still says until the program at its other end has gone."""
+    said = b""
+    try:
+        while part := os.read(descriptor, 4096):
+            said += part
+    except OSError:
+        pass
+    os.close(descriptor)
+    return said
