@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,11 @@ from rich.console import Console
 
 from benchmarks import backlog, latency, relay, worker, write
 from benchmarks.report import Report, as_json, figures_table, sides_table
+from benchmarks.rounds import say
 from outbox.errors import ConfigurationError, OutboxError
+
+BUSY = 0.25
+"""Load of the machine per processor above which a warning is due."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,19 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     reports: list[Report] = []
     chosen = ("write", "relay", "worker", "latency") if options.benchmark == "all" else (options.benchmark,)
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if busy > BUSY:
+        say(f"others keep {busy:.0%} of this machine's processors busy: absolute figures will suffer, ratios less")
     status = 0
     for benchmark in chosen:
         try:
             reports.append(measure(options, benchmark))
         except OutboxError as error:
-            print(f"{benchmark}: {error}", file=sys.stderr)
+            say(f"{benchmark}: {error}")
             status = max(status, 2 if isinstance(error, ConfigurationError) else 1)
         else:
             console.print(sides_table(reports[-1]))
     if reports:
         console.print(figures_table(reports))
     if options.json:
-        print(json.dumps(as_json(reports)))
+        print(json.dumps(as_json(reports) | {"busy_before": round(busy, 2)}))
     missed = options.strict and any(report.missed for report in reports)
     return status or int(missed)
 

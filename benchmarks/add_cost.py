@@ -2,8 +2,9 @@
 
     python -m benchmarks.add_cost [--rounds N] [--transactions N] [--further N] [--json]
 
-Three kinds of transaction take turns in every round: one ORM row; the same with one event; the same with 1 + N events. CPU
-time is this process's, user and system; the server's is not counted. The figures are medians over the rounds.
+Three kinds of transaction take turns in every round: one ORM row; the same with one event; the same with 1 + N events.
+CPU time is this process's, user and system; the server's is not counted. The figures are medians over the rounds, of
+the difference within each round.
 """
 
 from __future__ import annotations
@@ -39,31 +40,30 @@ class User(Base):
     email: Mapped[str]
 
 
-def cost(session_of: Session, transactions: int, events: int) -> float:
+def cost(session: Session, transactions: int, events: int) -> float:
     """CPU microseconds per transaction with one row and this many events."""
     gc.collect()
     began = time.process_time()
     for number in range(transactions):
-        session_of.add(User(email="someone@example.org"))
+        session.add(User(email="someone@example.org"))
         for _ in range(events):
-            outbox.add(session_of, "send_email", user_id=number, template="welcome", language="en")
-        session_of.commit()
+            outbox.add(session, "send_email", user_id=number, template="welcome", language="en")
+        session.commit()
     return (time.process_time() - began) / transactions * 1e6
 
 
 def measure(url: str, rounds: int, transactions: int, further: int) -> dict[str, float]:
-    """The medians of `rounds` rounds after one for warming up."""
+    """The figures in microseconds, of `rounds` rounds after one for warming up."""
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
     Base.metadata.create_all(engine)
-    plain, one, many = [], [], []
+    found: list[tuple[float, float, float]] = []
     with Session(engine) as session:
         for _ in range(rounds + 1):
-            plain.append(cost(session, transactions, 0))
-            one.append(cost(session, transactions, 1))
-            many.append(cost(session, transactions, 1 + further))
+            plain, one, many = (cost(session, transactions, events) for events in (0, 1, 1 + further))
+            found.append((plain, one - plain, (many - one) / further))
     engine.dispose()
-    base, first, all_of_them = median(plain[1:]), median(one[1:]), median(many[1:])
-    return {"plain_us": base, "first_us": first - base, "further_us": (all_of_them - first) / further}
+    base, first, each = (median(column) for column in zip(*found[1:], strict=True))
+    return {"plain_us": base, "first_us": first, "further_us": each}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,14 +46,6 @@ class Program(Server):
         """The error to raise when it did not do its work, with the end of its log."""
         return MeasurementError(f"{self.name}: {what}\n{self._tail()}")
 
-    def processor_seconds(self) -> float | None:
-        """Processor time it used so far; None where the kernel does not tell."""
-        try:
-            used = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        except OSError:
-            return None
-        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
-
     def peak_memory(self) -> float | None:
         """The most memory it had resident so far, in MiB; None where the kernel does not tell."""
         try:

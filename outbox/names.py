@@ -1,4 +1,4 @@
-"""Names of everything shared by several processes: Redis keys, NOTIFY channel, advisory locks; and what a name may be."""
+"""Names of everything that processes share: Redis keys, NOTIFY channel, advisory locks; and what a name may be."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ Alembic needs is to leave all of it alone. In `env.py`:
 ...     include_name=outbox.schema.include_name,
 ... )
 
-Storage parameters are left to the migrations. The schema's name is read from `OUTBOX_SCHEMA` when this module is imported; the default is `outbox`.
+Storage parameters are left to the migrations. The schema's name is read from `OUTBOX_SCHEMA` when this module is
+imported; the default is `outbox`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logging of the long-running roles. Events have dotted names (`relay.tick`), data are key-values, payloads never appear."""
+"""Logging of the long-running roles: dotted event names (`relay.tick`), data as key-values, never a payload."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Compare and append: puts entries on streams so that nothing is published twice or over a hole.
 
-Each call carries the id that this relay believes to be the stream's last. Redis compares, appends or refuses, and answers with the
-last id as it is then. That answer tells all there is to know, also after a lost reply or when another relay was here.
+Each call carries the id that this relay believes to be the stream's last. Redis compares, appends or refuses, and
+answers with the last id as it is then. That answer tells all there is to know, also after a lost reply or when another
+relay was here.
 """
 
 from __future__ import annotations

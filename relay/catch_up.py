@@ -178,7 +178,7 @@ class CatchUp:
         self._feeds: dict[str, Feed] = {}
 
     def step(self) -> float | None:
-        """A piece of every feed. Returns the seconds until the next one: 0 when there is more, None when no handler is detached."""
+        """A piece of every feed. Returns the seconds until the next: 0 when there is more, None without any."""
         detached = {handler.name: handler for handler in self.handlers.detached}
         for name in self._feeds.keys() - detached.keys():
             self._feeds.pop(name).close()
@@ -197,7 +197,7 @@ class CatchUp:
 
 
 def make_group(client: redis.Redis, key: str, group: str, position: Position, *, move: bool = False) -> None:
-    """Create a group, and the stream if need be, that has been given all up to `position`. `move` sets one that exists there."""
+    """Create a group that was given all up to `position`, and its stream if need be. `move` sets one that exists."""
     try:
         client.xgroup_create(key, group, id=str(position), mkstream=True)
     except redis.exceptions.ResponseError as error:

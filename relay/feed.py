@@ -1,4 +1,4 @@
-"""The main feed: takes every tick to the streams of all names that have an attached handler, and never waits for one."""
+"""The main feed: takes every tick to the streams of all names that have an attached handler; never waits for one."""
 
 from __future__ import annotations
 

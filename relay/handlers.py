@@ -57,12 +57,15 @@ class Handlers:
         return [h for h in self.all.values() if h.event_name == event_name]
 
     def refresh(self, published: Position) -> None:
-        """Read the table again and admit who is new, given the main feed's position."""
+        """Read the table again and admit who is new, given the main feed's position.
+
+        All that are first met together are the first of their event's handlers, and begin with the retained events.
+        """
         rows = self._connection.execute(f"SELECT {_COLUMNS} FROM {self._table} ORDER BY registered_at".encode())
         self.all = {handler.name: handler for handler in map(_handler, rows)}
+        known = {h.event_name for h in self.all.values() if h.done is not None}
         for handler in [h for h in self.all.values() if not h.attached and h.fed is None]:
-            first = not any(h.done is not None for h in self.of(handler.event_name))
-            self._admit(handler, ORIGIN if first else published)
+            self._admit(handler, published if handler.event_name in known else ORIGIN)
         self._index()
 
     def _admit(self, handler: Handler, start: Position) -> None:

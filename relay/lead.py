@@ -1,7 +1,8 @@
 """Leadership: one relay per schema publishes, held by a session advisory lock.
 
-The lock lives and dies with the connection that every tick, flag and bookmark is written on, so a relay that lost it cannot
-write any more. Standbys ask again and again instead of waiting: a waiting lock would hold back vacuum in the whole database.
+The lock lives and dies with the connection that every tick, flag and bookmark is written on, so a relay that lost it
+cannot write any more. Standbys ask again and again instead of waiting: a waiting lock would hold back vacuum in the
+whole database.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _SESSION = {
 def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection:
     """A direct connection to the primary, with the session settings a relay needs.
 
-    Raises `ConfigurationError` on a standby server and `SchemaError` without our tables; `psycopg.OperationalError` when the
-    server cannot be reached.
+    Raises `ConfigurationError` on a standby server, `SchemaError` without our tables, `psycopg.OperationalError` when
+    the server cannot be reached.
     """
     connection = psycopg.connect(
         url,
@@ -59,7 +60,8 @@ def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection
         assert row is not None
         if row[0]:
             raise ConfigurationError(
-                "this PostgreSQL server is a standby and cannot be written; point OUTBOX_RELAY_DATABASE_URL at the primary"
+                "this PostgreSQL server is a standby and cannot be written; "
+                "point OUTBOX_RELAY_DATABASE_URL at the primary"
             )
         if row[1] is None:
             raise SchemaError(f"there is no outbox in schema {schema!r}: run `outbox migrate` first")
@@ -76,7 +78,7 @@ def try_to_lead(connection: psycopg.Connection, schema: str) -> bool:
 
 
 def check(connection: psycopg.Connection, schema: str) -> None:
-    """Raise `LeadershipLostError` unless this very session still holds the lock. Also keeps the session from being idle."""
+    """Raise `LeadershipLostError` unless this very session still holds the lock. Keeps the session from being idle."""
     found = connection.execute(
         sql.SQL(
             "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"

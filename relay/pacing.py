@@ -1,7 +1,7 @@
 """When to poll and when to listen. Pure: time is an argument.
 
-Under load the relay polls, because a NOTIFY in every transaction would slow all writers down; when it is calm it listens, because that is
-quicker and costs nothing. Two thresholds keep it from flipping.
+Under load the relay polls, because a NOTIFY in every transaction would slow all writers down; when it is calm it
+listens, because that is quicker and costs nothing. Two thresholds keep it from flipping.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ def observe(pace: Pace, now: float, events: int) -> Pace:
     """The pace after `events` were found at time `now` (seconds)."""
     decay = math.exp(-max(0.0, now - pace.at) / _WINDOW)
     rate = pace.rate * decay + events / _WINDOW
-    if pace.listening:
-        listening = rate < BUSY_ABOVE
-    else:
-        listening = rate < CALM_BELOW
+    listening = rate < (BUSY_ABOVE if pace.listening else CALM_BELOW)
     return replace(pace, rate=rate, at=now, listening=listening)
 
 

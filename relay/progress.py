@@ -69,7 +69,7 @@ def finished_everywhere(
 ) -> Position | None:
     """Up to where a handler has finished, over its catch-up stream and the main one; None when that cannot be told.
 
-    A catch-up stream that does not exist holds nothing back. What a detached handler has pending on the main stream does.
+    A catch-up stream that does not exist holds nothing back. What a detached handler has pending on the main one does.
     """
     if attached:
         feed = finished(main, published)

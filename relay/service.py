@@ -60,7 +60,7 @@ class Relay:
     def run(self) -> None:
         """Wait for the lead, lead, and start over when it is lost; until stopped.
 
-        Raises `ConfigurationError` for what waiting does not mend: a standby server, a missing schema, a foreign prefix.
+        Raises `ConfigurationError` for what waiting does not mend: a standby server, no schema, a foreign prefix.
         """
         log.info("relay.started", database=redact(self._url), redis=redact(self._settings.redis_url.get_secret_value()))
         retrying = tenacity.Retrying(
@@ -187,10 +187,10 @@ class Relay:
                 if main.published.streams.get(loss.event_name) == loss.expected:
                     main.lose(loss.event_name, loss.expected, loss.actual)
             now = time.monotonic()
-            if not events or now - refreshed > REFRESH_EVERY:
-                if sleep.asleep or now - refreshed > REFRESH_EVERY / 4:
-                    handlers.refresh(main.position)
-                    refreshed = now
+            age = now - refreshed
+            if age > REFRESH_EVERY or (not events and (sleep.asleep or age > REFRESH_EVERY / 4)):
+                handlers.refresh(main.position)
+                refreshed = now
             feed_wait = catch_up.step()
             now = time.monotonic()
             pace = pacing.observe(pace, now, events)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A `pg_snapshot`: all transactions below `xmin` are seen, none from `xmax` on, and between them those not in `xip`.
+    """A `pg_snapshot`: transactions below `xmin` are seen, none from `xmax` on, between them those not in `xip`.
 
     >>> s = Snapshot.parse("10:20:12,15")
     >>> s.sees(11), s.sees(12), s.sees(20)

@@ -1,7 +1,7 @@
 """The sweep: advances `done_to`, gives every hole below it a retry, and trims what all have finished.
 
-It runs beside the feeds, on connections of its own. What it writes is true whoever leads: `done_to` only rises, and only over events
-that were checked to have an outcome.
+It runs beside the feeds, on connections of its own. What it writes is true whoever leads: `done_to` only rises, and
+only over events that were checked to have an outcome.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relay import progress, scripts, tick
 from relay.catch_up import make_group
 from relay.feed import Published
 from relay.handlers import Handler
-from relay.snapshot import NOTHING, Snapshot
+from relay.snapshot import Snapshot
 from relay.tick import Tick
 
 log = structlog.get_logger()

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from outbox.position import Position
+from outbox.position import ORIGIN, Position
 from relay import scripts
 from relay.snapshot import NOTHING, Snapshot
 
@@ -38,7 +38,7 @@ class Chunk:
     parts: dict[bytes, list[bytes]] = field(default_factory=dict)
     rows: int = 0
     size: int = 0
-    last: Position = Position(0, 0)
+    last: Position = ORIGIN
 
 
 def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int) -> Tick | None:

@@ -1,7 +1,7 @@
 """Falling asleep without losing a wake-up.
 
-Writers notify only while a flag, the sequence `asleep`, says so. One that read "awake" just before it was set will commit without a
-NOTIFY: the relay polls until every transaction that could have done so has ended.
+Writers notify only while a flag, the sequence `asleep`, says so. One that read "awake" just before it was set will
+commit without a NOTIFY: the relay polls until every transaction that could have done so has ended.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Real servers for the tests: one PostgreSQL per test process, a fresh database per test cloned from a migrated template,
-and a Valkey of its own for every test that asks for one.
+"""Real servers for the tests: one PostgreSQL per test process, a fresh database per test cloned from a migrated
+template, and a Valkey of its own for every test that asks for one.
 
 Other versions: OUTBOX_TEST_POSTGRES=16 or the path of a bin folder; OUTBOX_TEST_REDIS=the path of a server program.
 Servers elsewhere: OUTBOX_TEST_DATABASE_URL (a superuser's), OUTBOX_TEST_REDIS_URL.

@@ -18,13 +18,14 @@ async def check_schema(database: Database, settings: Settings) -> None:
 
 
 async def register(database: Database, handlers: list[Handler], schema: str) -> None:
-    """Upsert the handlers' rows and wake the relay, which admits new ones."""
-    for handler in sorted(handlers, key=lambda handler: handler.name):
-        rows = await database.fetch("register", {"name": handler.name, "event_name": handler.event_name})
-        if rows[0][0] != handler.event_name:
+    """Upsert the handlers' rows, all at once so that those of one event begin together, and wake the relay."""
+    wanted = {handler.name: handler.event_name for handler in handlers}
+    rows = await database.fetch("register", {"names": list(wanted), "event_names": list(wanted.values())})
+    for name, event_name in rows:
+        if event_name != wanted[name]:
             raise ConfigurationError(
-                f"handler {handler.name!r} is registered for event {rows[0][0]!r}, not {handler.event_name!r}: give "
-                "the new one another name"
+                f"handler {name!r} is registered for event {event_name!r}, not {wanted[name]!r}: give the new one "
+                "another name"
             )
     await database.query(f"NOTIFY {channel(schema)}", {})
 

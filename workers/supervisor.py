@@ -68,8 +68,8 @@ def run(
     """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status.
 
     With one process it is this one; with more, each is a child that is started again when it crashes. `concurrency` is
-    per process and handler (None for the default); `grace` is how many seconds runs get to finish. Must be called in the
-    main thread.
+    per process and handler (None for the default); `grace` is how many seconds runs get to finish. Must be called in
+    the main thread.
 
     >>> run("shop.tasks:app", Settings(), processes=4)
     0

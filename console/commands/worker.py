@@ -49,7 +49,9 @@ def worker(
     settings.libpq_url()
     find_modules_here()
     telemetry.configure(settings.log_level, settings.log_format)
-    raise typer.Exit(supervisor.run(target, settings, processes=processes, concurrency=concurrency))
+    # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.
+    status = supervisor.run(target, settings, processes=processes, concurrency=concurrency)
+    raise typer.Exit(1 if status else 0)
 
 
 def find_modules_here() -> None:

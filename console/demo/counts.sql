@@ -1,8 +1,7 @@
--- The six figures of the live view, at one moment. It counts whole tables, which is right for the few thousand rows of a
+-- The figures of the live view, at one moment. It counts whole tables, which is right for the few thousand rows of a
 -- demo; `outbox status` is for the rest.
 SELECT
   (SELECT count(*) FROM {schema}.event) AS committed,
-  (SELECT coalesce(sum(count), 0)::bigint FROM {schema}.tick) AS published,
   outcome.done,
   outcome.retrying,
   outcome.dead,

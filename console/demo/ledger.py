@@ -23,10 +23,10 @@ Connection = AsyncConnection[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Counts:
-    """How far things are. `lag` counts deliveries (an event for one of its handlers) without a final outcome."""
+    """How far the database says things are. `lag` counts deliveries (an event for one of its handlers) without a final
+    outcome."""
 
     committed: int
-    published: int
     done: int
     retrying: int
     dead: int

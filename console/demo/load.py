@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 from uuid import UUID
 
@@ -107,18 +107,13 @@ class Customers:
                     group.create_task(customer())
 
     async def _send(self, client: httpx.AsyncClient, request: SignUp | Order) -> None:
-        if isinstance(request, SignUp):
-            response = await client.post("/signup", json={"email": request.email})
-        else:
-            body = {
-                "user_id": self._users[request.customer % len(self._users)],
-                "item": request.item,
-                "cents": request.cents,
-                "country": request.country,
-                "card": request.card,
-            }
-            response = await client.post("/orders", json=body)
-        self._record(request, response)
+        path, body = "/signup", asdict(request)
+        if isinstance(request, Order):
+            path, body["user_id"] = "/orders", self._users[body.pop("customer") % len(self._users)]
+        try:
+            self._record(request, await client.post(path, json=body))
+        except httpx.TransportError as error:
+            self.answers.unexpected.append(f"{request}: {error!r}")
         async with self._answered:
             self._answered.notify_all()
 

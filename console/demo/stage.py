@@ -55,11 +55,6 @@ class Program(Server):
     def answers(self) -> bool:
         return self._ready()
 
-    @property
-    def runs(self) -> bool:
-        """Whether the process is there."""
-        return self.process is not None and self.process.poll() is None
-
 
 class Stage:
     """Everything the demo needs, up and running inside the `with` block, gone after it, whatever happened in it.
@@ -72,11 +67,21 @@ class Stage:
         self.folder = Path(tempfile.mkdtemp(prefix="outbox-demo-"))
         # PostgreSQL runs as another user when this one is root.
         self.folder.chmod(0o755)
-        self.postgres = Postgres(self.folder / "postgres")
+        self.postgres = Postgres(self.folder / "postgres", options={"max_connections": "200"})
         self.redis = Redis(self.folder / "redis")
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        uvicorn = ["uvicorn", "shop.api:app", "--port", str(port), "--log-level", "warning"]
+        # Customers hang up after 5 s of silence; were it the API, a request could cross its hanging up.
+        uvicorn = [
+            "uvicorn",
+            "shop.api:app",
+            "--port",
+            str(port),
+            "--timeout-keep-alive",
+            "30",
+            "--log-level",
+            "warning",
+        ]
         self.api = self._program("api", uvicorn, ready=self._api_answers)
         self.relays = [self._program(f"relay-{number}", ["console.main", "relay"]) for number in (1, 2)]
         self.workers = [
@@ -87,6 +92,10 @@ class Stage:
     def programs(self) -> list[Program]:
         """Our own processes."""
         return [self.api, *self.workers, *self.relays]
+
+    def fallen(self) -> list[str]:
+        """The names of the processes that ended by themselves."""
+        return [program.name for program in self.programs if program.process and program.process.poll() is not None]
 
     @property
     def settings(self) -> Settings:

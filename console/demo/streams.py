@@ -1,13 +1,15 @@
-"""A bystander at the streams: notes every event that the relay publishes, whoever handles it."""
+"""A bystander at the streams: notes every event that the relay publishes, and sees who holds what."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 from uuid import UUID
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from outbox import entry
 from outbox.names import catch_up_key, stream_key
@@ -49,6 +51,19 @@ class Bystander:
         """Read what is there now."""
         while await self._read(block=None):
             pass
+
+    async def unfinished(self) -> Counter[str]:
+        """How many entries each worker holds without having acknowledged them, by the worker's name."""
+        held: Counter[str] = Counter()
+        for stream in self._last:
+            try:
+                groups = await self._redis.xinfo_groups(stream)
+            except ResponseError:
+                continue
+            for group in groups:
+                for consumer in await self._redis.xinfo_consumers(stream, group["name"]):
+                    held[consumer["name"].decode()] += consumer["pending"]
+        return held
 
     async def _watch(self) -> None:
         while True:

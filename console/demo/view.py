@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-
-from console.demo.ledger import Counts
 
 
 class View(Protocol):
@@ -22,7 +20,7 @@ class View(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def show(self, counts: Counts) -> None: ...
+    def show(self, figures: Mapping[str, int]) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -45,9 +43,9 @@ class PlainView:
         elapsed = time.monotonic() - self._started
         self._console.print(f"{elapsed:5.1f} s  {text}", soft_wrap=True, markup=False, highlight=False)
 
-    def show(self, counts: Counts) -> None:
+    def show(self, figures: Mapping[str, int]) -> None:
         """Print the figures as one line."""
-        self.say("  ".join(f"{name} {value}" for name, value in asdict(counts).items()))
+        self.say("  ".join(f"{name} {value}" for name, value in figures.items()))
 
     def __enter__(self) -> Self:
         return self
@@ -67,13 +65,13 @@ class TerminalView(PlainView):
         super().__init__(console)
         self._live = Live(console=console, refresh_per_second=10)
 
-    def show(self, counts: Counts) -> None:
+    def show(self, figures: Mapping[str, int]) -> None:
         """Repaint the table."""
         table = Table()
         styles = {"done": "green", "retrying": "yellow", "dead": "red", "lag": "cyan"}
-        for name in asdict(counts):
+        for name in figures:
             table.add_column(name, justify="right", min_width=9, style=styles.get(name))
-        table.add_row(*(f"{value:,}" for value in asdict(counts).values()))
+        table.add_row(*(f"{value:,}" for value in figures.values()))
         self._live.update(table)
 
     def __enter__(self) -> Self:
