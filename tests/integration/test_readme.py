@@ -1,0 +1,326 @@
+"""The README's programs do what it says: the samples on a real database, the quick start as its reader would run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+import outbox
+import workers
+from console.servers import free_port
+from outbox import Event
+from workers import App, Backoff, Context, Reject, RetryLater, Snooze
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SQL = re.findall(r"^```sql\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FILES = {block.split("\n", 1)[0][2:]: block for block in PYTHON if block.startswith("# ")}
+
+
+def block(containing: str) -> str:
+    """The one sample that contains this."""
+    (found,) = [each for each in PYTHON if containing in each and each not in FILES.values()]
+    return found
+
+
+class Base(DeclarativeBase):
+    """What a reader of the README is taken to have."""
+
+
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str]
+
+
+class Sent(Base):
+    __tablename__ = "sent"
+    email: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Invoice(Base):
+    __tablename__ = "invoices"
+    order_id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    packed: Mapped[bool] = mapped_column(default=False)
+
+
+class SignUp(BaseModel):
+    email: str
+
+
+class Calls:
+    """A queue and a mail provider that remember what was asked of them."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, ...]] = []
+
+    async def enqueue(self, *arguments: Any) -> None:
+        self.made.append(arguments)
+
+    async def send(self, *arguments: Any, idempotency_key: str) -> None:
+        self.made.append((*arguments, idempotency_key))
+
+
+@pytest.fixture
+def sqlalchemy_url(database_url: str) -> str:
+    url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return url
+
+
+def rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+@pytest.fixture
+def names(sqlalchemy_url: str) -> dict[str, Any]:
+    """What the samples may use without saying where it comes from."""
+
+    async def session() -> Any:
+        engine = create_async_engine(sqlalchemy_url)
+        async with AsyncSession(engine) as opened:
+            yield opened
+        await engine.dispose()
+
+    calls = Calls()
+    return {
+        "AsyncSession": AsyncSession, "Backoff": Backoff, "Context": Context, "Decimal": Decimal, "Event": Event,
+        "Invoice": Invoice, "Order": Order, "Reject": Reject, "RetryLater": RetryLater, "Sent": Sent,
+        "Session": Session, "SessionDep": Annotated[AsyncSession, Depends(session)], "SignUp": SignUp, "Snooze": Snooze,
+        "User": User, "dataclass": dataclass, "mail": calls, "outbox": outbox, "queue": calls, "timedelta": timedelta,
+        "workers": workers, "warehouse_closed": lambda: True,
+    }  # fmt: skip
+
+
+def sign_up(app: FastAPI) -> int:
+    """The status of a sign-up at this API."""
+
+    async def post() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+            return (await client.post("/signup", json={"email": "ann@shop.example"})).status_code
+
+    return asyncio.run(post())
+
+
+def test_the_bug_stores_the_customer_and_enqueues_apart_from_it(names: dict[str, Any], database_url: str) -> None:
+    app = names["app"] = FastAPI()
+    exec(block("queue.enqueue"), names)
+    assert sign_up(app) == 200
+    assert names["queue"].made == [("send_welcome", "ann@shop.example")]
+    assert rows(database_url, "SELECT count(*) FROM outbox.event") == [(0,)]
+
+
+def test_the_fix_stores_customer_and_event_together(names: dict[str, Any], database_url: str) -> None:
+    app = names["app"] = FastAPI()
+    exec(block("both, or neither"), names)
+    assert sign_up(app) == 200
+    assert rows(database_url, "SELECT u.email, e.name, e.payload FROM users AS u, outbox.event AS e") == [
+        ("ann@shop.example", "signed_up", {"email": "ann@shop.example"})
+    ]
+
+
+def test_the_first_handler_takes_its_arguments_and_writes_in_its_transaction(
+    names: dict[str, Any], sqlalchemy_url: str
+) -> None:
+    exec(block("def send_welcome(email: str, session"), names)
+    handler = names["app"].handlers["send_welcome"]
+    assert (handler.event_name, handler.max_attempts, handler.timeout, handler.transactional) == (
+        "signed_up", 10, 30, True,
+    )  # fmt: skip
+    event = Event(uuid4(), "signed_up", '{"email": "ann@shop.example"}')
+
+    async def run() -> list[str]:
+        engine = create_async_engine(sqlalchemy_url)
+        async with AsyncSession(engine) as session:
+            await handler.function(**handler.binding.bind(event.payload), session=session, event=event)
+            written = [row.email for row in session.new]
+        await engine.dispose()
+        return written
+
+    assert asyncio.run(run()) == ["ann@shop.example"]
+    assert names["mail"].made == [("ann@shop.example", "Welcome", str(event.id))]
+
+
+def test_events_are_added_as_shown(names: dict[str, Any], sqlalchemy_url: str, database_url: str) -> None:
+    names["engine"] = create_engine(sqlalchemy_url)
+    with Session(names["engine"]) as session:
+        names["session"] = session
+        for sample in ("add_many", "connection.execute", "__event__", "assert_added"):
+            exec(block(sample), names)
+        session.commit()
+    names["engine"].dispose()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(next(sample for sample in SQL if "INSERT" in sample).encode())
+    found = rows(database_url, "SELECT name, key, payload, headers FROM outbox.event ORDER BY seq")
+    assert found == [
+        ("order_placed", None, {"order_id": 17, "total": "49.90"}, None),
+        ("order_paid", "order-17", {"order_id": 17}, {"tenant": "acme"}),
+        *(("reminder_due", str(number), {"user_id": number}, None) for number in (1, 2, 3)),
+        ("order_placed", None, {"order_id": 18}, None),
+        ("order_placed", "order-19", {"order_id": 19}, None),
+        ("order_shipped", None, {"order_id": 17}, None),
+        ("order_placed", "order-20", {"order_id": 20}, None),
+    ]
+
+
+def test_the_shown_handlers_are_called_and_end_as_described(names: dict[str, Any], sqlalchemy_url: str) -> None:
+    names["app"] = App()
+    exec(block("__event__").partition("outbox.add")[0], names)
+    exec(block("reserve_goods"), names)
+    handlers = names["app"].handlers
+    assert set(handlers) == {"reserve_goods", "bookkeeping", "ship"}
+    assert handlers["reserve_goods"].binding.bind({"order_id": "17"}) == {"order_id": 17}
+    engine = create_engine(sqlalchemy_url)
+    with Session(engine) as session:
+        bound = handlers["bookkeeping"].binding.bind({"order_id": 17})
+        handlers["bookkeeping"].function(**bound, session=session)
+        outbox.testing.assert_added(session, "invoice_written", order_id=17)
+        session.rollback()
+        session.add_all([Order(id=1, packed=False), Order(id=2, packed=True)])
+        session.commit()
+    engine.dispose()
+
+    async def ship(order_id: int) -> None:
+        asynchronous = create_async_engine(sqlalchemy_url)
+        try:
+            async with AsyncSession(asynchronous) as opened:
+                await handlers["ship"].function(order_id=order_id, session=opened)
+        finally:
+            await asynchronous.dispose()
+
+    for order_id, outcome in ((0, Reject), (1, Snooze), (2, RetryLater)):
+        with pytest.raises(outcome):
+            asyncio.run(ship(order_id))
+
+
+def test_upkeep_by_hand_works(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO outbox.handler (name, event_name) VALUES ('write_invoice', 'order_placed')")
+        for sample in SQL:
+            connection.execute(sample.encode())
+        assert connection.execute("SELECT count(*) FROM outbox.handler").fetchone() == (0,)
+
+
+# The quick start, as a reader runs it
+
+
+def eventually(reached: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Reader:
+    """Someone who follows the quick start in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "PG"))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        self.environment = inherited | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+        for name, text in FILES.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+
+    def run(self, line: str) -> str:
+        done = subprocess.run(
+            shlex.split(line), cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextmanager
+    def running(self, line: str) -> Iterator[Path]:
+        """A program in a shell of its own; yields the file with its output."""
+        words = shlex.split(line)
+        output = self.folder / f"{Path(words[0]).name}-{time.monotonic_ns()}.log"
+        with output.open("wb") as log:
+            program = subprocess.Popen(
+                words, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            yield output
+        finally:
+            program.send_signal(signal.SIGINT)
+            assert program.wait(timeout=60) == 0, output.read_text()
+
+    def handlers(self) -> dict[str, dict[str, Any]]:
+        """What `outbox status` says, by handler."""
+        found = json.loads(self.run("outbox status --output json"))["handlers"]
+        return {handler["name"]: handler for handler in found}
+
+
+@pytest.mark.slow
+def test_the_quick_start_ends_as_it_says(scratch: Path) -> None:
+    folder = scratch / "quick"
+    folder.mkdir()
+    reader = Reader(folder)
+    assert set(FILES) == {"servers.py", "shop/models.py", "shop/api.py", "shop/mail.py", "shop/tasks.py"}
+    port = free_port()
+    with reader.running("python servers.py") as servers:
+        eventually(lambda: "export" in servers.read_text(), "the servers start")
+        for word in shlex.split(servers.read_text())[1:]:
+            name, _, value = word.partition("=")
+            reader.environment[name] = value
+        reader.run("outbox migrate")
+        with reader.running(f"uvicorn shop.api:app --port {port}") as api, reader.running("outbox relay"):
+            eventually(lambda: "Application startup complete" in api.read_text(), "the API starts")
+            with reader.running("outbox worker shop.tasks:app") as worker:
+                for body in re.findall(r"^curl .* -d '(.+)'$", README, re.MULTILINE):
+                    headers = {"content-type": "application/json"}
+                    url = f"http://127.0.0.1:{port}/signup"
+                    assert httpx.post(url, content=body, headers=headers, trust_env=False).is_success
+                eventually(lambda: sum(h["done"] + h["dead"] for h in reader.handlers().values()) == 4, "all end")
+                assert "to ann@shop.example: Welcome!" in worker.read_text()
+            assert {name: (h["done"], h["dead"]) for name, h in reader.handlers().items()} == {
+                "send_welcome": (1, 1),
+                "award_points": (2, 0),
+            }
+            (letter,) = json.loads(reader.run("outbox dead --output json"))
+            assert (letter["attempts"], letter["payload"]["email"]) == (3, "bob@shop.invalid")
+            assert len(json.loads(reader.run("outbox events --name signed_up --output json"))) == 2
+            points = "SELECT email, points FROM users ORDER BY email"
+            assert rows(reader.environment["OUTBOX_DATABASE_URL"], points) == [
+                ("ann@shop.example", 100),
+                ("bob@shop.invalid", 100),
+            ]
+            corrected = (folder / "shop/mail.py").read_text().replace('.endswith(".invalid")', '.endswith(".nowhere")')
+            (folder / "shop/mail.py").write_text(corrected)
+            with reader.running("outbox worker shop.tasks:app") as worker:
+                assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome")
+                eventually(lambda: reader.handlers()["send_welcome"]["done"] == 2, "the letter is done")
+                assert "to bob@shop.invalid: Welcome!" in worker.read_text()
+            assert json.loads(reader.run("outbox dead --output json")) == []
