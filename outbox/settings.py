@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, PlainSerializer, SecretStr, field_validator
+from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outbox.errors import ConfigurationError
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     relay_database_url: Url | None = None
     """A direct connection for the relay when `database_url` goes through a transaction pooler."""
     redis_url: Url = SecretStr("redis://127.0.0.1:6379/0")
-    schema_name: str = Field("outbox", validation_alias=AliasChoices("schema_name", "OUTBOX_SCHEMA"))
+    schema_name: str = Field("outbox", validation_alias="OUTBOX_SCHEMA")
     """PostgreSQL schema of all tables (`OUTBOX_SCHEMA`)."""
     prefix: str = "outbox"
     """How every Redis key begins."""
