@@ -1,0 +1,57 @@
+"""The map is complete and true: every module is on it, every path on it exists, every promise has its tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAP = (ROOT / "ARCHITECTURE.md").read_text()
+README = (ROOT / "README.md").read_text()
+PACKAGES = ("outbox", "relay", "workers", "console")
+FOLDERS = sorted({file.parent for package in PACKAGES for file in (ROOT / package).rglob("*.py")})
+
+
+def section(folder: Path) -> str:
+    """The part of the map about a folder: from where it is headed to the next heading."""
+    name = str(folder.relative_to(ROOT))
+    start = f"### {name}/" if folder.parent == ROOT else f"`{name}/`"
+    place = re.search(rf"^{re.escape(start)}", MAP, re.MULTILINE)
+    assert place, f"{name}/ is not on the map"
+    return re.split(r"^(?:#|`[\w/]+/`)", MAP[place.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def modules(folder: Path) -> set[str]:
+    return {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_every_module_is_on_the_map_where_it_belongs(folder: Path) -> None:
+    missing = {name for name in modules(folder) if f"`{name}`" not in section(folder)}
+    assert not missing
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_every_row_of_the_map_is_a_module(folder: Path) -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", section(folder), re.MULTILINE)) <= modules(folder)
+
+
+def test_every_path_on_the_map_exists() -> None:
+    paths = re.findall(r"`((?:\w+/)+[\w.]*|[\w]+\.(?:md|toml))`", MAP)
+    assert len(paths) > 50
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_every_promise_of_the_readme_is_kept_somewhere_and_tested() -> None:
+    promised = re.findall(r"^\| (I\d+ [\w ]+?) \|", README, re.MULTILINE)
+    assert len(promised) == 12
+    kept = dict(re.findall(r"^\| (I\d+ [\w ]+?) \| .+ \| .+ \| (.+) \|$", MAP, re.MULTILINE))
+    assert list(kept) == promised
+    for promise, tests in kept.items():
+        assert re.findall(r"`tests/\S+\.py`", tests), promise
+
+
+def test_where_an_event_is_published_is_said_at_the_top() -> None:
+    assert "an event published" in "\n".join(MAP.splitlines()[:15])
