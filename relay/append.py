@@ -2,11 +2,13 @@
 
 Each call carries the id that this relay believes to be the stream's last. Redis compares, appends or refuses, and
 answers with the last id as it is then. That answer tells all there is to know, also after a lost reply or when another
-relay was here.
+relay was here. So calls may follow each other without waiting: each believes in its predecessor's last entry, and if
+that one is refused, so is the next.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +17,11 @@ import redis
 import structlog
 
 from outbox.position import Position
-from relay import scripts
+from relay import scripts, wire
 from relay.patience import Patience
+from relay.wire import Entries
 
 log = structlog.get_logger()
-
-ENTRY = 6
-"""Arguments per entry: stream id, outbox id, key, payload, headers, at."""
 
 NEW = b"0-0"
 """The last id of a stream that does not exist."""
@@ -29,24 +29,11 @@ NEW = b"0-0"
 
 @dataclass(slots=True)
 class Append:
-    """Entries for one stream: `arguments` holds six per entry, in order of their ids."""
+    """Entries of one event name for one stream."""
 
     key: str
     name: bytes
-    arguments: list[bytes]
-
-    @property
-    def final(self) -> bytes:
-        return self.arguments[-ENTRY]
-
-    def after(self, position: Position) -> Append:
-        """What remains of it behind a position."""
-        ids = self.arguments[::ENTRY]
-        # Ids rise, and nearly always all or nothing remains.
-        if Position.parse(ids[0]) > position:
-            return self
-        done = sum(Position.parse(number) <= position for number in ids)
-        return Append(self.key, self.name, self.arguments[done * ENTRY :])
+    entries: Entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +54,51 @@ class Appender:
     def __init__(self, client: redis.Redis, patience: Patience, *, check_lead: Callable[[], None]) -> None:
         self.client = client
         self.last: dict[str, bytes] = {}
+        """The last id of each stream, as far as Redis has confirmed it."""
         self._patience = patience
         self._check_lead = check_lead
         self._connection: Any = None
         self._sha = ""
-        self._sent: list[Append] = []
+        self._sent: deque[tuple[Any, list[Append]]] = deque()
+        self._ends: dict[str, bytes] = {}
+        """The last id of each stream when all that is sent is appended."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many submissions wait to be settled."""
+        return len(self._sent)
 
     def submit(self, appends: list[Append]) -> None:
         """Send appends without waiting for the answers; `settle` reads them. A failure to send shows there too."""
-        assert not self._sent, "settle first"
-        self._sent = [self._unpublished(append) for append in appends]
+        sent = [append for append in map(self._unpublished, appends) if append.entries]
+        expected = [self._ends[append.key] for append in sent]
+        self._ends |= {append.key: append.entries.final for append in sent}
         try:
-            self._connect()
-            packed: list[Any] = []
-            for append in self._sent:
-                if append.arguments:
-                    packed += self._connection.pack_command(*self._command(append))
-            if packed:
-                self._connection.send_packed_command(packed)
+            if not self._sent:
+                self._connect()
+            if all(connection is self._connection for connection, _ in self._sent) and sent:
+                self._connection.send_packed_command(list(map(self._command, sent, expected)))
         except (redis.RedisError, OSError) as error:
             self._drop(error)
+        self._sent.append((self._connection, sent))
 
     def settle(self) -> list[Lost]:
-        """Wait until all that was submitted is appended, however long Redis is away, and return what could not be."""
-        sent, self._sent = [append for append in self._sent if append.arguments], []
-        answers = [self._answer(append) for append in sent]
-        return [loss for append, answer in zip(sent, answers, strict=True) if (loss := self._conclude(append, answer))]
+        """Wait until the oldest submission is appended, however long Redis is away; return what could not be."""
+        connection, sent = self._sent.popleft()
+        answers = [self._answer(connection) for _ in sent]
+        losses = [loss for pair in zip(sent, answers, strict=True) if (loss := self._conclude(*pair))]
+        for loss in losses:
+            self._give_up(loss.key)
+        if not self._sent:
+            self._ends.clear()
+        return losses
 
     def expect(self, key: str, last: Position) -> None:
         """From here on the stream is believed to end at `last`."""
-        self.last[key] = str(last).encode()
+        self.last[key] = self._ends[key] = str(last).encode()
 
     def close(self) -> None:
+        """Leave the connection. What was sent over it and not answered is sent again when it is settled."""
         if self._connection is not None:
             self._connection.disconnect()
             self.client.connection_pool.release(self._connection)
@@ -106,43 +106,47 @@ class Appender:
 
     def _unpublished(self, append: Append) -> Append:
         """After taking over, Redis may be ahead of the bookmark: what it has already is left out."""
-        return append.after(Position.parse(self.last.setdefault(append.key, NEW)))
+        last = self.last.setdefault(append.key, NEW)
+        end = Position.parse(self._ends.setdefault(append.key, last))
+        return Append(append.key, append.name, append.entries.after(end))
 
-    def _command(self, append: Append) -> tuple[Any, ...]:
-        return ("EVALSHA", self._sha, 1, append.key, self.last[append.key], append.name, *append.arguments)
+    def _give_up(self, key: str) -> None:
+        """What is on its way to a stream that lost data must not get there over the hole: it was refused already."""
+        for _, sent in self._sent:
+            sent[:] = [append for append in sent if append.key != key]
 
-    def _answer(self, append: Append) -> bytes | None:
-        """The reply to what was sent; None when there is none to be had."""
-        if self._connection is None:
+    def _command(self, append: Append, expected: bytes) -> bytes:
+        return wire.evalsha(self._sha, append.key, (expected, append.name), append.entries)
+
+    def _answer(self, connection: Any) -> bytes | None:
+        """The next reply on the connection that was used; None when there is none to be had."""
+        if connection is None or connection is not self._connection:
             return None
         try:
-            answer: bytes = self._connection.read_response()
+            answer: bytes = connection.read_response()
             return answer
-        except redis.exceptions.ResponseError as error:
-            log.warning("redis.refused", stream=append.key, error=str(error))
         except (redis.RedisError, OSError) as error:
             self._drop(error)
         return None
 
     def _conclude(self, append: Append, answer: bytes | None) -> Lost | None:
-        while True:
-            expected = self.last[append.key]
-            if answer is None:
-                rest = append
-                answer = self._patience.insist(lambda rest=rest: self._call_append(rest))  # type: ignore[misc]
-            if answer == append.final:
-                self.last[append.key] = answer
-                return None
-            actual = Position.parse(answer)
-            if actual < Position.parse(expected):
-                return Lost(append.key, Position.parse(expected), actual)
-            # A lost reply, or another leader was here.
-            self._check_lead()
+        """Make sure that an append is done, given its answer."""
+        if answer == append.entries.final:
             self.last[append.key] = answer
-            append = append.after(actual)
-            if not append.arguments:
-                return None
-            answer = None
+            return None
+        # Whatever is behind it was refused too. Its answers are not read: it is settled by calls of its own.
+        self.close()
+        while append.entries:
+            answer = self._patience.insist(lambda append=append: self._call(append))  # type: ignore[misc]
+            expected, actual = Position.parse(self.last[append.key]), Position.parse(answer)
+            if actual < expected:
+                return Lost(append.key, expected, actual)
+            if answer != append.entries.final:
+                # A lost reply, or another leader was here.
+                self._check_lead()
+            self.last[append.key] = answer
+            append = Append(append.key, append.name, append.entries.after(actual))
+        return None
 
     def _connect(self) -> None:
         if self._connection is None:
@@ -153,15 +157,13 @@ class Appender:
         log.warning("redis.away", error=f"{type(error).__name__}: {error}")
         self.close()
 
-    def _call_append(self, append: Append) -> bytes:
+    def _call(self, append: Append) -> bytes:
+        """One append by itself, from what Redis has confirmed."""
         try:
             self._connect()
-            self._connection.send_command(*self._command(append))
+            self._connection.send_packed_command([self._command(append, self.last[append.key])])
             answer: bytes = self._connection.read_response()
             return answer
-        except redis.exceptions.NoScriptError:
-            self.close()
-            raise
         except (redis.RedisError, OSError):
             self.close()
             raise

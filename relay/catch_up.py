@@ -70,7 +70,7 @@ class Feed:
             self._complete = self._window
             self._moved(Position(self._window, 0))
             return True
-        self._feeds.appender.submit([Append(self.key, part, arguments) for part, arguments in chunk.parts.items()])
+        self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in chunk.parts.items()])
         if self._feeds.appender.settle():
             self._restart()
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,9 @@ from relay.patience import Patience
 from relay.tick import Tick
 
 log = structlog.get_logger()
+
+IN_FLIGHT = 2
+"""Chunks on their way to Redis: one is appended while the next is read and sent."""
 
 BOOKMARK_EVERY = 0.5
 """Seconds between bookmarks within a large tick."""
@@ -126,19 +130,17 @@ class MainFeed:
         names = sorted(self._handlers.attached_names)
         count = noted = 0
         marked = time.monotonic()
-        pending: tick.Chunk | None = None
-        if names:
-            for chunk in tick.read(self._connection, self._schema, each, names, after):
-                self._settle(pending)
-                self._appender.submit(self._appends(chunk))
-                pending = chunk
-                count += chunk.rows
-                if time.monotonic() - marked > BOOKMARK_EVERY:
-                    self._settle(pending)
-                    pending = None
-                    self._bookmark(count - noted)
-                    marked, noted = time.monotonic(), count
-            self._settle(pending)
+        sent: deque[tick.Chunk] = deque()
+        for chunk in tick.read(self._connection, self._schema, each, names, after) if names else ():
+            self._appender.submit(self._appends(chunk))
+            sent.append(chunk)
+            if len(sent) == IN_FLIGHT:
+                count += self._settle(sent.popleft())
+            if time.monotonic() - marked > BOOKMARK_EVERY:
+                self._bookmark(count - noted)
+                marked, noted = time.monotonic(), count
+        while sent:
+            count += self._settle(sent.popleft())
         self._bookmark(count - noted)
         if count:
             log.debug("relay.published", tick=each.id, events=count)
@@ -146,19 +148,18 @@ class MainFeed:
 
     def _appends(self, chunk: tick.Chunk) -> list[Append]:
         return [
-            Append(stream_key(self._prefix, name), part, arguments)
-            for part, arguments in chunk.parts.items()
-            if (name := part.decode()) in self._handlers.attached_names
+            Append(stream_key(self._prefix, event_name), name, entries)
+            for name, entries in chunk.parts.items()
+            if (event_name := name.decode()) in self._handlers.attached_names
         ]
 
-    def _settle(self, chunk: tick.Chunk | None) -> None:
-        if chunk is None:
-            return
+    def _settle(self, chunk: tick.Chunk) -> int:
         losses = self._appender.settle()
         self.position = chunk.last
         self._touched.update(name.decode() for name in chunk.parts)
         for loss in losses:
             self._lost(loss)
+        return chunk.rows
 
     def _lost(self, loss: Lost) -> None:
         name = loss.key[len(self._prefix) + 2 : -1]

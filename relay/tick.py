@@ -11,6 +11,7 @@ import psycopg
 from outbox.position import ORIGIN, Position
 from relay import scripts
 from relay.snapshot import NOTHING, Snapshot
+from relay.wire import ENTRY, Entries
 
 CHUNK_BYTES = 1 << 20
 """Payload bytes after which a chunk is closed."""
@@ -33,9 +34,9 @@ class Tick:
 
 @dataclass(slots=True)
 class Chunk:
-    """Consecutive events on their way to Redis: per event name the arguments of its append, six per entry."""
+    """Consecutive events on their way to Redis, by event name."""
 
-    parts: dict[bytes, list[bytes]] = field(default_factory=dict)
+    parts: dict[bytes, Entries] = field(default_factory=dict)
     rows: int = 0
     size: int = 0
     last: Position = ORIGIN
@@ -149,16 +150,24 @@ def chunks(cursor: psycopg.Cursor, tick: int | None) -> Iterator[Chunk]:
             row_tick = value(i, 7)
             prefix = row_tick + b"-"
         seq = value(i, 0)
+        event: Any = value(i, 1)
         name: Any = value(i, 2)
+        key: Any = value(i, 3)
         payload: Any = value(i, 4)
         headers: Any = value(i, 5)
-        entry = (prefix + seq, value(i, 1), value(i, 3), payload, headers, value(i, 6))
+        at: Any = value(i, 6)
+        number = prefix + seq
+        packed = ENTRY % (
+            len(number), number, len(event), event, len(key), key,
+            len(payload), payload, len(headers), headers, len(at), at,
+        )  # fmt: skip
         part = parts.get(name)
         if part is None:
-            parts[name] = part = []
-        part += entry  # type: ignore[arg-type]
+            parts[name] = part = Entries()
+        part.ids.append(number)
+        part.packed.append(packed)
         rows += 1
-        size += len(payload) + len(headers) + 100
+        size += len(packed)
         if size >= CHUNK_BYTES:
             yield _closed(chunk, rows, size, tick, row_tick, seq)
             chunk = Chunk()

@@ -1,7 +1,7 @@
 -- The events of one name in a run of ticks that have no outcome yet at one handler, each with its tick: what a catch-up feed
 -- publishes. Index: event_xid, once per tick; delivery's primary key, once per event.
 SELECT e.seq, e.id, e.name, coalesce(e.key, ''), e.payload, coalesce(e.headers::text, ''),
-       (extract(epoch FROM e.created_at) * 1000000)::bigint, t.id
+       (date_part('epoch', e.created_at) * 1000000)::bigint, t.id
   FROM unnest(%(ticks)s::bigint[], %(from)s::text[], %(to)s::text[]) AS t (id, since, upto)
  CROSS JOIN LATERAL (
        SELECT * FROM {schema}.event AS e
