@@ -28,7 +28,8 @@ def check_name(name: object, what: str = "event name") -> str:
             f"invalid {what} {name[:40]!r}: use 1 to {MAX_NAME_LENGTH} characters, a letter first, "
             "then letters, digits and _ . : / -"
         )
-    return name
+    # A member of a StrEnum is a string too, and stays one when it is formatted.
+    return name if type(name) is str else str.__str__(name)
 
 
 def check_schema(schema: str) -> str:

@@ -10,7 +10,7 @@
 | timedelta | ISO 8601 duration, as `P1DT2.5S` |
 | Enum | its value |
 | dataclass | object of its fields |
-| pydantic model | its `model_dump(mode="json")` |
+| pydantic model | its `model_dump(mode="json")`: by the names of its fields, secrets masked |
 
 Everything else is refused: sets (they have no order), bytes, ORM instances, NaN and infinities, NUL characters and lone
 surrogates, anything nested deeper than `MAX_DEPTH` or larger than `MAX_BYTES`.
@@ -99,22 +99,24 @@ def check_headers(headers: object) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise PayloadError(f"_headers must map strings to strings, not {_kind(name)} to {_kind(value)}")
+        name, value = _exact(name), _exact(value)
         for part in (name, value):
             if problem := _problem(part):
                 raise PayloadError(f"header {_shown(name)}: {problem}")
-        checked[_exact(name)] = _exact(value)
+        checked[name] = value
     return checked
 
 
 def check_key(key: object) -> str:
     """`_key` if it is a string of 1 to `MAX_KEY_LENGTH` characters that PostgreSQL can hold, else `PayloadError`."""
     if not isinstance(key, str):
-        raise PayloadError(f"_key must be a string, not {_kind(key)}")
+        raise PayloadError(f"_key must be a string, not {_kind(key)}: use str(...)")
+    key = _exact(key)
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise PayloadError(f"_key must have 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
     if problem := _problem(key):
         raise PayloadError(f"_key: {problem}")
-    return _exact(key)
+    return key
 
 
 def check_id(given: object) -> UUID:
@@ -173,6 +175,8 @@ def _object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         if isinstance(key, str):
             refused.steps.append(_step(key))
         raise
+    if len(plain) < len(value):
+        raise _Refused("two of its keys are the same text, so that one value would be lost: rename one")
     return plain
 
 
@@ -208,9 +212,9 @@ def _converted(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return _exact(value)
     if isinstance(value, int):
-        return int(value)
+        return int.__int__(value)
     if isinstance(value, float):
-        return _plain(float(value), depth)
+        return _plain(float.__float__(value), depth)
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, datetime | date | time):
@@ -245,7 +249,8 @@ def _model_dump(model: Any) -> object:
         dumped: object = model.model_dump(mode="json")
     except Exception as error:
         # The error's text may quote the value, which may be secret.
-        raise _Refused(f"{_kind(model)} cannot be dumped as JSON ({type(error).__name__})") from error
+        problem = f"{_kind(model)} cannot be dumped as JSON ({type(error).__name__})"
+        raise _Refused(f'{problem}: its own .model_dump(mode="json") says why') from None
     if not isinstance(dumped, dict | list | str | int | float | None):
         raise _Refused(f"{_kind(model)}.model_dump does not return plain values")
     return dumped

@@ -35,7 +35,7 @@ from sqlalchemy.exc import ProgrammingError, UnboundExecutionError
 from sqlalchemy.orm import Mapper, Session, UOWTransaction, object_session, registry
 from sqlalchemy.types import UserDefinedType
 
-from outbox.errors import ConfigurationError, SchemaError
+from outbox.errors import ConfigurationError, SchemaError, TargetError
 from outbox.event import Event
 from outbox.payload import encode_headers
 from outbox.schema import SCHEMA, event
@@ -93,6 +93,10 @@ def put(session: Session, events: Sequence[Event]) -> None:
     if waiting is not None and inspect(waiting).pending:
         waiting.events.extend(events)
         return
+    # Set while a flush executes its statements: a mapper's hook adds. SQLAlchemy would warn of a new object now.
+    if getattr(session, "_warn_on_events", False):
+        _collect_for(session, None, events)
+        return
     if session.bind is None:
         try:
             session.get_bind(_mapper)
@@ -111,10 +115,21 @@ def pending(session: Session) -> list[Event]:
     return [each for row in session.new if isinstance(row, PendingEvents) for each in row.events]
 
 
+def connection_of(session: Session) -> Connection:
+    """The connection of the running transaction to the database that has the outbox."""
+    return session.connection(bind_arguments={"mapper": _mapper})
+
+
 def write(connection: Connection, events: Sequence[Event]) -> None:
-    """INSERT `events` now: one statement, executed once per event in one batch."""
+    """INSERT `events` now: one statement, executed once per event in one batch.
+
+    Raises `TargetError` for a database other than PostgreSQL and `SchemaError` when the tables are missing.
+    """
+    if connection.dialect.name != "postgresql":
+        raise TargetError(f"events are stored in PostgreSQL, and this database is {connection.dialect.name}")
+    rows = [row(each) for each in events]
     try:
-        connection.execute(_INSERT, [row(each) for each in events])
+        connection.execute(_INSERT, rows if len(rows) > 1 else rows[0])
     except ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) in _UNDEFINED:
             raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error
@@ -136,7 +151,12 @@ def _collect(_mapper: Mapper[PendingEvents], connection: Connection, target: Pen
     session = object_session(target)
     assert session is not None
     session.info.pop(_WAITING, None)
-    session.info.setdefault(_COLLECTED, {}).setdefault(connection, []).extend(target.events)
+    _collect_for(session, connection, target.events)
+
+
+def _collect_for(session: Session, connection: Connection | None, events: Sequence[Event]) -> None:
+    """None is the connection that the session has for the outbox; it may be about to be opened."""
+    session.info.setdefault(_COLLECTED, {}).setdefault(connection, []).extend(events)
 
 
 def _forget(session: Session, _context: UOWTransaction, _objects: object) -> None:
@@ -145,10 +165,10 @@ def _forget(session: Session, _context: UOWTransaction, _objects: object) -> Non
 
 
 def _write_collected(session: Session, _context: UOWTransaction) -> None:
-    collected: dict[Connection, list[Event]] | None = session.info.pop(_COLLECTED, None)
+    collected: dict[Connection | None, list[Event]] | None = session.info.pop(_COLLECTED, None)
     if collected:
         for connection, events in collected.items():
-            write(connection, events)
+            write(connection_of(session) if connection is None else connection, events)
 
 
 hooks.listen(PendingEvents, "before_insert", _collect)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from outbox.event import Event
 from outbox.schema import event
-from outbox.session import pending
+from outbox.session import connection_of, pending
 
 
 def added(session: Session | scoped_session[Any] | Connection, *, committed: bool = False) -> list[Event]:
@@ -39,7 +39,7 @@ def added(session: Session | scoped_session[Any] | Connection, *, committed: boo
     ).order_by(event.c.seq)
     if not committed:
         query = query.where(event.c.xid == func.pg_current_xact_id_if_assigned())
-    connection = session.connection() if isinstance(session, Session) else session
+    connection = connection_of(session) if isinstance(session, Session) else session
     return [
         Event(id, name, payload, key, json.loads(headers) if headers else {}, created_at)
         for id, name, payload, key, headers, created_at in connection.execute(query)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import JSON, Connection, Insert, Text, cast, literal
+from sqlalchemy import JSON, Connection, Engine, Insert, Text, cast, literal
 from sqlalchemy import insert as sql_insert
 from sqlalchemy.orm import Session, scoped_session
 from uuid_utils.compat import uuid7
@@ -57,7 +57,8 @@ def add(
             instance whose class carries the name as `__event__`.
         _key: what the event is about, such as an order's id; 1 to 256 characters. Events of one key keep their order
             when they are written under that row's lock.
-        _id: a UUIDv7 to use as the outbox id. The same id twice is the same event: handlers run once.
+        _id: a UUIDv7 to use as the outbox id, when something else must know it beforehand. It is no deduplication: one
+            id added twice is two events.
         _delay, _at: not supported yet.
         _headers: strings by name, at most 16 KiB. They win over the `traceparent`, `tracestate` and `correlation_id`
             of the running context.
@@ -216,10 +217,18 @@ def _writer(target: object) -> Callable[[list[Event]], None]:
             "an AsyncConnection must be awaited: use `await connection.execute(outbox.insert(...))`, "
             "or `await connection.run_sync(outbox.add_many, ...)` for many"
         )
+    shown = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
     raise TargetError(
-        f"events are added to a Session, AsyncSession or Core Connection, not to {type(target).__name__}; "
-        f"for anything else there is outbox.insert(...)"
+        f"events are added to a Session, AsyncSession or Core Connection, not to {shown}; {_advice(target)}"
     )
+
+
+def _advice(target: object) -> str:
+    if isinstance(target, Engine) or hasattr(target, "sync_engine"):
+        return "use the connection of `engine.begin()`"
+    if callable(target):
+        return "call it to get a session"
+    return "for anything else there is outbox.insert(...)"
 
 
 def _sync_session(target: object) -> Session | None:

@@ -14,6 +14,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
@@ -146,7 +147,8 @@ def _validator(annotation: Any, parameter: str, name: str) -> Validate | None:
     if annotation is Any or annotation is object:
         return None
     try:
-        return TypeAdapter(annotation).validate_python
+        # outbox.add writes a model by the names of its fields, a writer in another language perhaps by its aliases.
+        return partial(TypeAdapter(annotation).validate_python, by_alias=True, by_name=True)
     except (PydanticSchemaGenerationError, PydanticUserError):
         raise HandlerError(
             f"handler {name!r}: parameter {parameter!r} is annotated {_shown(annotation)}, which is neither something "

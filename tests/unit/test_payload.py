@@ -16,11 +16,12 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, RootModel, TypeAdapter
+from pydantic import BaseModel, Field, RootModel, SecretStr, TypeAdapter
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
 from outbox import payload
 from outbox.errors import PayloadError
+from workers.binding import compile as bind
 
 
 class Colour(Enum):
@@ -141,6 +142,12 @@ def test_pydantic_reads_a_duration_back_exactly(value: timedelta) -> None:
         (iter([]), "list_iterator is not JSON"),
         (1j, "complex is not JSON"),
         ([10**5000], "too many digits"),
+        ({Colour.RED: 1, "red": 2}, "same text"),
+        ({1, 2}.__iter__(), "set_iterator is not JSON"),
+        ((number for number in (1, 2)), "generator is not JSON"),
+        ({"a": 1}.items(), "dict_items is not JSON"),
+        (SecretStr("x"), "SecretStr is not JSON"),
+        (UTC, "timezone is not JSON"),
     ],
 )
 def test_what_json_or_postgresql_cannot_hold_is_refused_with_advice(value: object, words: str) -> None:
@@ -205,8 +212,54 @@ def test_a_model_that_cannot_be_dumped_is_refused() -> None:
     class Holder(BaseModel, arbitrary_types_allowed=True):
         thing: object
 
-    with pytest.raises(PayloadError, match="Holder cannot be dumped"):
+    with pytest.raises(PayloadError, match=r"Holder cannot be dumped.*\.model_dump") as caught:
         payload.encode(Holder(thing=object()))
+    assert caught.value.__cause__ is None, "pydantic's error may quote the value"
+
+
+class Liar(str):
+    def __str__(self) -> str:
+        return "another"
+
+
+class Odd(int):
+    def __int__(self) -> int:
+        return 99
+
+
+class Strange(float):
+    def __float__(self) -> float:
+        return 99.0
+
+
+def test_subclasses_are_stored_as_the_value_they_extend() -> None:
+    assert payload.encode({Liar("a"): [Liar("b"), Odd(5), Strange(2.5)]}) == '{"a":["b",5,2.5]}'
+    assert type(payload.check_key(Liar("k"))) is str
+    assert payload.check_headers({Liar("a"): Liar("b")}) == {"a": "b"}
+
+
+class Address(BaseModel):
+    zip_code: str = Field(alias="zipCode")
+
+
+class Shipped(BaseModel):
+    order_id: int = Field(alias="orderId")
+    to: Address
+    on: Any = None
+
+
+def test_a_model_is_stored_by_the_names_of_its_fields_and_a_handler_reads_it_back() -> None:
+    shipped = Shipped(orderId=7, to=Address(zipCode="10115"))
+    text = payload.encode(shipped)
+    assert json.loads(text) == {"order_id": 7, "to": {"zip_code": "10115"}, "on": None}
+
+    async def whole(body: Shipped) -> None: ...
+    async def part(order_id: int, to: Address) -> None: ...
+
+    assert bind(whole, "whole", globals()).bind(json.loads(text)) == {"body": shipped}
+    assert bind(part, "part", globals()).bind(json.loads(text)) == {"order_id": 7, "to": shipped.to}
+    aliased = {"orderId": 7, "to": {"zipCode": "10115"}}
+    assert bind(whole, "whole", globals()).bind(aliased) == {"body": shipped}, "as another language may write it"
 
 
 JSON = st.recursive(
