@@ -55,3 +55,14 @@ def test_every_promise_of_the_readme_is_kept_somewhere_and_tested() -> None:
 
 def test_where_an_event_is_published_is_said_at_the_top() -> None:
     assert "an event published" in "\n".join(MAP.splitlines()[:15])
+
+
+def test_decisions_are_numbered_without_gaps_and_have_the_same_parts() -> None:
+    records = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert [int(record.name[:3]) for record in records] == list(range(1, len(records) + 1))
+    for record in records:
+        lines = record.read_text().splitlines()
+        assert lines[0].startswith(f"# {record.name[:3]} · ")
+        parts = [line[3:] for line in lines if line.startswith("## ")]
+        assert parts == ["Context", "Decision", "Consequences", "Measured", "Revisit when"], record.name
+        assert len(lines) <= 45, f"{record.name} is longer than a page should be"
