@@ -31,3 +31,6 @@ class Position(NamedTuple):
 
 ORIGIN = Position(0, 0)
 """Before everything: where a feed begins that wants all that is retained."""
+
+END = (1 << 63) - 1
+"""The highest seq there can be: `Position(tick, END)` has all of the tick behind it."""

@@ -13,12 +13,13 @@ import redis
 import structlog
 
 from outbox.names import catch_up_key, stream_key
-from outbox.position import ORIGIN, Position
+from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
 from relay.append import Append, Appender
 from relay.feed import MainFeed
 from relay.handlers import Handler, Handlers
 from relay.patience import Patience
+from relay.window import window
 
 log = structlog.get_logger()
 
@@ -27,9 +28,6 @@ MOST_ENTRIES = 10_000
 
 WAIT_FOR_ROOM = 0.02
 """Seconds until a feed that waits for room looks again."""
-
-WINDOW = 50_000
-"""Transactions that one read covers, unless a single tick has more."""
 
 _cursors = count()
 
@@ -68,7 +66,7 @@ class Feed:
         if chunk is None:
             self._chunks = None
             self._complete = self._window
-            self._moved(Position(self._window, 0))
+            self._moved(Position(self._window, END))
             return True
         self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in chunk.parts.items()])
         if self._feeds.appender.settle():
@@ -109,13 +107,15 @@ class Feed:
         self.close()
         self._feeds.patience.insist(lambda: self._feeds.client.delete(self.key))
         self._feeds.handlers.restart_feed(self.handler)
+        self._feeds.forget(self)
 
     def _read(self) -> Generator[tick.Chunk]:
         feeds = self._feeds
-        ticks = tick.load(feeds.connection, feeds.schema, self.fed.tick, feeds.main.position.tick)
-        first = ticks[0].snapshot.xmax
-        ticks = [ticks[0], *(t for t in ticks[1:] if t.snapshot.xmax - first <= WINDOW)]
-        self._window = ticks[-1].id
+        upto = feeds.main.position.tick
+        ticks = window(tick.load(feeds.connection, feeds.schema, self.fed.tick, upto), self.fed)
+        self._window = ticks[-1].id if ticks else upto
+        if not ticks:
+            return
         parameters = {
             "ticks": [t.id for t in ticks],
             "from": [str(t.since) for t in ticks],
@@ -143,6 +143,7 @@ class Feed:
         # First the group, then the row: a crash in between repeats both.
         feeds.patience.insist(lambda: make_group(feeds.client, key, self.handler.name, position, move=True))
         feeds.handlers.attach(self.handler)
+        feeds.forget(self)
         log.info(
             "handler.attached",
             handler=self.handler.name,
@@ -194,6 +195,11 @@ class CatchUp:
         if not detached:
             return None
         return 0.0 if moved else WAIT_FOR_ROOM
+
+    def forget(self, feed: Feed) -> None:
+        """Drop a feed that has come to its end; should its handler be detached again, that is another feed."""
+        feed.close()
+        del self._feeds[feed.handler.name]
 
 
 def make_group(client: redis.Redis, key: str, group: str, position: Position, *, move: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from outbox.position import ORIGIN, Position
+from outbox.position import END, ORIGIN, Position
 
 log = structlog.get_logger()
 
@@ -38,6 +38,17 @@ def _handler(row: tuple[Any, ...]) -> Handler:
     )
 
 
+def beginning(*, first: bool, before: int | None, published: Position) -> Position:
+    """Where a new handler begins: the first of its event name with all that is retained.
+
+    A later one begins behind `before`, the last tick that was taken before it registered: what was added since is for
+    it too, even if the main feed, which is at `published`, has it behind itself already.
+    """
+    if first or before is None:
+        return ORIGIN
+    return min(published, Position(before, END))
+
+
 class Handlers:
     """Reads and changes who is attached. Only the leader's main thread changes it."""
 
@@ -65,8 +76,18 @@ class Handlers:
         self.all = {handler.name: handler for handler in map(_handler, rows)}
         known = {h.event_name for h in self.all.values() if h.done is not None}
         for handler in [h for h in self.all.values() if not h.attached and h.fed is None]:
-            self._admit(handler, published if handler.event_name in known else ORIGIN)
+            first = handler.event_name not in known
+            before = None if first else self._registered_after(handler)
+            self._admit(handler, beginning(first=first, before=before, published=published))
         self._index()
+
+    def _registered_after(self, handler: Handler) -> int | None:
+        row = self._connection.execute(
+            f"SELECT t.id FROM {self._schema}.tick AS t, {self._table} AS h"
+            " WHERE h.name = %s AND t.created_at <= h.registered_at ORDER BY t.id DESC LIMIT 1".encode(),
+            [handler.name],
+        ).fetchone()
+        return None if row is None else row[0]
 
     def _admit(self, handler: Handler, start: Position) -> None:
         done = handler.done or start

@@ -23,7 +23,7 @@ class Patience:
     def __init__(self, pause: Callable[[float], None]) -> None:
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((redis.RedisError, OSError)),
-            wait=tenacity.wait_exponential_jitter(initial=0.02, max=1.0, jitter=0.05),
+            wait=tenacity.wait_exponential(multiplier=0.02, max=1.0) + tenacity.wait_random(0, 0.05),
             sleep=pause,
             before_sleep=_report,
             reraise=True,

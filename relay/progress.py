@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from outbox.position import ORIGIN, Position
+from outbox.position import END, ORIGIN, Position
 from relay import scripts
 
 
@@ -42,7 +42,7 @@ def parse(answer: Any) -> Progress:
 
 def before(position: Position) -> Position:
     """The highest position below the one of an event."""
-    return Position(position.tick, position.seq - 1) if position.seq else Position(position.tick - 1, (1 << 63) - 1)
+    return Position(position.tick, position.seq - 1) if position.seq else Position(position.tick - 1, END)
 
 
 def after(position: Position) -> Position:

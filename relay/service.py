@@ -15,9 +15,10 @@ import tenacity
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from outbox.database import redacted
 from outbox.errors import LeadershipLostError, PrefixTakenError
 from outbox.names import owner_key
-from outbox.settings import Settings, redact
+from outbox.settings import Settings
 from relay import lead, pacing
 from relay.append import Appender
 from relay.catch_up import CatchUp
@@ -62,10 +63,12 @@ class Relay:
 
         Raises `ConfigurationError` for what waiting does not mend: a standby server, no schema, a foreign prefix.
         """
-        log.info("relay.started", database=redact(self._url), redis=redact(self._settings.redis_url.get_secret_value()))
+        log.info(
+            "relay.started", database=redacted(self._url), redis=redacted(self._settings.redis_url.get_secret_value())
+        )
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((psycopg.OperationalError, LeadershipLostError)),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.1),
             sleep=self._wait,
             before_sleep=self._report,
             stop=lambda _: self._stopping,

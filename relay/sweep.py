@@ -16,28 +16,22 @@ import redis
 import structlog
 
 from outbox.names import catch_up_key, owner_key, stream_key
-from outbox.position import ORIGIN, Position
+from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
 from relay.catch_up import make_group
 from relay.feed import Published
 from relay.handlers import Handler
 from relay.snapshot import Snapshot
 from relay.tick import Tick
+from relay.window import window
 
 log = structlog.get_logger()
 
 EVERY = 1.0
 """Seconds between two rounds."""
 
-WINDOW = 50_000
-"""Transactions that one check covers, unless a single tick has more."""
-
-
 MOST_TICKS = 1000
 """Ticks that one check covers at the most."""
-
-END = (1 << 63) - 1
-"""Above every seq."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +144,14 @@ class Sweep:
         assert handler.done is not None
         done = handler.done
         while done < target and not self._stop.is_set():
-            ticks = tick.load(connection, self._schema, done.tick, target.tick, MOST_TICKS)
+            ticks = window(tick.load(connection, self._schema, done.tick, target.tick, MOST_TICKS), done)
             if not ticks:
                 break
-            upto = _window(ticks)
-            last = upto is ticks[-1] and len(ticks) < MOST_TICKS
-            reached = target if last else Position(upto.id, END)
-            own_tick = ticks[0] if ticks[0].id == done.tick else Tick(done.tick, ticks[0].since, ticks[0].since)
-            upto_seq = reached.seq if reached.tick == upto.id else END
+            first, upto = ticks[0], ticks[-1]
+            reached = min(target, Position(upto.id, END))
+            own_tick = first if first.id == done.tick else Tick(done.tick, first.since, first.since)
             holes = connection.execute(
-                scripts.sql("fill_holes", self._schema), _range(handler, own_tick, done.seq, upto, upto_seq)
+                scripts.sql("fill_holes", self._schema), _range(handler, own_tick, done.seq, upto, reached.seq)
             ).rowcount
             if holes:
                 log.warning("sweep.holes", handler=handler.name, event_name=handler.event_name, events=holes)
@@ -174,12 +166,6 @@ class Sweep:
 
     def _trim(self, key: str, finished: Position) -> None:
         self._client.xtrim(key, minid=str(progress.after(finished)), approximate=True)
-
-
-def _window(ticks: list[Tick]) -> Tick:
-    """The last tick that one check covers."""
-    first = ticks[0].snapshot.xmax
-    return next((t for t in reversed(ticks) if t.snapshot.xmax - first <= WINDOW), ticks[0])
 
 
 def _range(handler: Handler, lower: Tick, done_seq: int, upper: Tick, upto_seq: int) -> dict[str, object]:
