@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -39,15 +40,20 @@ def redacted(url: str) -> str:
     >>> redacted("postgresql://app:secret@db/shop?password=x")
     'postgresql://app:***@db/shop'
     """
-    parts = urlsplit(url)
-    credentials, at, place = parts.netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    query = "&".join(part for part in parts.query.split("&") if part.startswith(("host=", "port=")))
-    return urlunsplit(parts._replace(netloc=f"{user}{':***' if colon else ''}{at}{place}", query=query))
+    # Not by urlsplit: libpq takes a password with # or ? in it, which would end the part that is looked at. An abstract
+    # socket begins with the only @ that is not before a host.
+    head, at, place = url.replace("host=@", "host=%40").rpartition("@")
+    shown = re.sub(r"(?<=://)([^:/]*):.*", r"\1:***", head, flags=re.DOTALL)
+    address, *query = re.split("[?&]", place)
+    kept = "&".join(part for part in query if part.startswith(("host=", "port=")))
+    return f"{shown}{at}{address}{'?' if kept else ''}{kept}"
 
 
-def _checked(url: str) -> str:
-    """`url` as libpq reads it. Raises without quoting it: a part of the password may stand where no one expects it."""
+def checked(url: str) -> str:
+    """`url` as libpq reads it, else a `ConfigurationError`.
+
+    The error does not quote it: a part of the password may stand where no one expects it.
+    """
     scheme, separator, rest = url.partition("://")
     address = f"postgresql://{rest}"
     try:
@@ -70,7 +76,7 @@ def connect(url: str, *, application_name: str = "outbox") -> psycopg.Connection
 
     Raises `ConfigurationError` for what is no URL, and `UnreachableError` when the server does not let us in.
     """
-    address = _checked(url)
+    address = checked(url)
     given = conninfo_to_dict(address)
     try:
         return psycopg.connect(

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from outbox.database import checked
+from outbox.database import redacted as redact
 from outbox.errors import ConfigurationError
 from outbox.names import check_prefix, check_schema
-
-
-def redact(url: str) -> str:
-    """A URL without its password, fit for logs and errors.
-
-    >>> redact("postgresql://app:secret@db/shop")
-    'postgresql://app:***@db/shop'
-    """
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    credentials, _, place = parts.netloc.rpartition("@")
-    user, colon, password = credentials.partition(":")
-    shown = f"{user}:***" if colon and password else credentials
-    return urlunsplit(parts._replace(netloc=f"{shown}@{place}", query=_redact_query(parts.query)))
-
-
-def _redact_query(query: str) -> str:
-    return "&".join("password=***" if part.startswith("password=") else part for part in query.split("&"))
-
 
 Url = Annotated[SecretStr, PlainSerializer(lambda secret: redact(secret.get_secret_value()), return_type=str)]
 
@@ -68,17 +50,33 @@ class Settings(BaseSettings):
     def _prefix(cls, value: str) -> str:
         return check_prefix(value)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            usable = parts.scheme in ("redis", "rediss", "unix") and (parts.port or True)
+        except ValueError:
+            usable = False
+        if not usable:
+            # Without quoting it: a part of the password may stand where no one expects it.
+            raise ValueError(
+                "not a URL like redis://user:password@host:6379/0; special characters in a password must be"
+                " percent-encoded"
+            ) from None
+        return value
+
     def libpq_url(self, *, direct: bool = False) -> str:
-        """The database's URL as libpq reads it. `direct` prefers `relay_database_url`."""
+        """The database's URL as libpq reads it. `direct` prefers `relay_database_url`.
+
+        Raises `ConfigurationError` when there is none, or none that can be used.
+        """
         secret = (self.relay_database_url if direct else None) or self.database_url
         if secret is None:
             raise ConfigurationError(
                 "no database: set OUTBOX_DATABASE_URL (postgresql://user@host/name) or pass --database-url"
             )
-        scheme, separator, rest = secret.get_secret_value().partition("://")
-        if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise ConfigurationError("OUTBOX_DATABASE_URL must begin with postgresql://")
-        return f"postgresql://{rest}"
+        return checked(secret.get_secret_value())
 
     def sqlalchemy_url(self) -> str:
         """The database's URL as SQLAlchemy reads it, with the psycopg driver."""
