@@ -18,7 +18,8 @@ import outbox
 import outbox.schema
 import workers
 from console.program import app
-from outbox.settings import Settings, redact
+from outbox.database import redacted
+from outbox.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -103,7 +104,7 @@ def test_the_settings_table_has_every_setting_with_its_default_and_flag() -> Non
     for field, about in Settings.model_fields.items():
         default, flag = rows[variable(field)]
         secret = getattr(about.default, "get_secret_value", None)
-        value = redact(secret()) if secret else about.default
+        value = redacted(secret()) if secret else about.default
         assert default == ("(none)" if value is None else f"`{value}`"), field
         assert flag == "" or flag.strip("`") in flags, field
 
