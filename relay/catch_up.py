@@ -29,6 +29,9 @@ MOST_ENTRIES = 10_000
 WAIT_FOR_ROOM = 0.02
 """Seconds until a feed that waits for room looks again."""
 
+PIECE = 4000
+"""Events after which a feed lets the others and the main feed go on. Fewer, and it would not catch up under load."""
+
 _cursors = count()
 
 
@@ -60,20 +63,26 @@ class Feed:
         if self._complete == self._feeds.main.position.tick:
             self._attach()
             return True
-        if self._chunks is None:
-            self._chunks = self._read()
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            self._chunks = None
-            self._complete = self._window
-            self._moved(Position(self._window, END))
-            return True
-        self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in chunk.parts.items()])
-        if self._feeds.appender.settle():
-            self._restart()
-            return True
-        self.published += chunk.rows
-        self._moved(chunk.last)
+        rows = 0
+        while rows < PIECE:
+            if self._chunks is None:
+                self._chunks = self._read()
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self._chunks = None
+                self._complete = self._window
+                self._moved(Position(self._window, END))
+                # At once: while events keep coming, the main feed will have moved by the next step.
+                if self._complete == self._feeds.main.position.tick:
+                    self._attach()
+                return True
+            self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in chunk.parts.items()])
+            if self._feeds.appender.settle():
+                self._restart()
+                return True
+            rows += chunk.rows
+            self.published += chunk.rows
+            self._moved(chunk.last)
         return True
 
     def close(self) -> None:
