@@ -53,7 +53,7 @@ class Consumer:
         self._refresh = refresh
         self._log = log
         self._wake = asyncio.Event()
-        self._armed: dict[str, bytes] = {}
+        self._armed: set[str] = set()
         self._ring: asyncio.Task[Any] | None = None
         self._bell_id: int | None = None
         self._quiet_until = 0.0
@@ -211,13 +211,13 @@ class Consumer:
     async def _listen(self, until: float) -> None:
         """Wait for the doorbell or a reason to look again."""
         wished = self._wished()
-        if self._ring is not None and any(
-            key not in self._armed or (self._armed[key] != id_ and id_ != b"$") for key, id_ in wished.items()
-        ):
+        # A stream that is listened to already rings at its next entry, from whatever id it was listened to.
+        if self._ring is not None and not wished.keys() <= self._armed:
             await self._unblock()
         if self._ring is None and wished:
-            self._armed = wished
+            self._armed = set(wished)
             self._ring = asyncio.create_task(self._wait_for_ring(wished))
+            self._ring.add_done_callback(_noted)
         waiter = asyncio.create_task(self._wake.wait())
         tasks = {waiter} | ({self._ring} if self._ring is not None else set())
         try:
@@ -252,25 +252,30 @@ class Consumer:
     async def _unblock(self) -> None:
         """End the blocking read, so that it can be begun anew with other streams."""
         assert self._ring is not None
-        for _ in range(3):
-            if self._ring.done() or self._bell_id is None:
-                break
-            await command(self._redis, "CLIENT UNBLOCK", self._bell_id)
+        for _ in range(10):
+            if self._bell_id is not None and not self._ring.done():
+                await command(self._redis, "CLIENT UNBLOCK", self._bell_id)
             await asyncio.wait({self._ring}, timeout=0.01)
-        if self._ring.done():
-            await self._rung()
-        else:
-            await self._hang_up()
+            if self._ring.done():
+                await self._rung()
+                return
+        await self._hang_up()
 
     async def _hang_up(self) -> None:
         ring, self._ring = self._ring, None
         self._bell_id = None
         if ring is not None:
             ring.cancel()
-            with contextlib.suppress(asyncio.CancelledError, *Unreachable):
-                await ring
+            # Not `await ring`: its cancellation and our own would look the same.
+            await asyncio.wait({ring})
         with contextlib.suppress(*Unreachable):
             await self._bell.connection_pool.disconnect()
+
+
+def _noted(ring: asyncio.Task[Any]) -> None:
+    """An error of a ring that nobody waits for any more is no news."""
+    if not ring.cancelled():
+        ring.exception()
 
 
 def _last_delivered(groups: list[list[Any]], name: bytes) -> bytes:

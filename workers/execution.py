@@ -22,7 +22,7 @@ from workers.errors import SupersededError
 from workers.handler import Handler
 from workers.job import Job
 from workers.threads import Threads
-from workers.transaction import HandlerSession, finish, repeatable
+from workers.transaction import HandlerSession, finish, record_on_commit, repeatable
 
 REPEATS = 5
 """How often a transaction that failed through no fault of the handler is tried again in place."""
@@ -119,6 +119,7 @@ class Execution:
             target = self._engine.sync_engine
         else:
             target = self._engine = create_engine(url, **options)
+        record_on_commit(target, self._settings.schema_name)
         limit = int((self.handler.timeout + IDLE_MARGIN) * 1000)
 
         @sqlalchemy_event.listens_for(target, "connect")
@@ -156,25 +157,27 @@ class Execution:
     async def _once_async(self, job: Job) -> None:
         arguments = self.arguments(job)
         session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
+        arguments[self.handler.binding.injected["async_session"]] = session
         try:
-            arguments[self.handler.binding.injected["async_session"]] = session
             await self.handler.function(**arguments)
-            await session.run_sync(finish, job, self._settings.schema_name)
-        finally:
+            await session.run_sync(finish, job)
+        except BaseException:
             session.sync_session.ours = True  # type: ignore[attr-defined]
             await session.close()
+            raise
 
     async def _once_in_thread(self, job: Job) -> None:
         arguments = self.arguments(job)
 
         def call() -> None:
             session = HandlerSession(self._engine, expire_on_commit=False)
+            arguments[self.handler.binding.injected["session"]] = session
             try:
-                arguments[self.handler.binding.injected["session"]] = session
                 self.handler.function(**arguments)
-                finish(session, job, self._settings.schema_name)
-            finally:
+                finish(session, job)
+            except BaseException:
                 session.ours = True
                 session.close()
+                raise
 
         await self._in_thread(job, call)

@@ -8,8 +8,9 @@ from importlib.resources import files
 
 @cache
 def sql(name: str, schema: str) -> str:
-    """The statement in `sql/<name>.sql`, for this schema."""
-    return (files(__package__) / "sql" / f"{name}.sql").read_text().replace("{schema}", schema)
+    """The statement in `sql/<name>.sql`, for this schema, without its comment."""
+    lines = (files(__package__) / "sql" / f"{name}.sql").read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("--")).replace("{schema}", schema)
 
 
 @cache

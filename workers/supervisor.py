@@ -18,6 +18,7 @@ import structlog
 
 from outbox import telemetry
 from outbox.errors import ConfigurationError, OutboxError
+from outbox.schema import SCHEMA
 from outbox.settings import Settings
 from workers.app import App
 from workers.backoff import Backoff
@@ -78,6 +79,11 @@ def run(
         raise ConfigurationError("processes must be at least 1")
     app = load_app(target)
     if processes == 1:
+        if settings.schema_name != SCHEMA:
+            raise ConfigurationError(
+                f"handlers' outbox.add writes to the schema {SCHEMA!r} and not to {settings.schema_name!r}: "
+                f"set OUTBOX_SCHEMA={settings.schema_name} in the environment"
+            )
         return serve(app, settings, concurrency=concurrency, grace=grace)
     return Supervisor(target, settings, processes, concurrency=concurrency, grace=grace).run()
 

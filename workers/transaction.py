@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import psycopg
 import sqlalchemy.exc
+from sqlalchemy import Connection, Engine
+from sqlalchemy import event as hooks
 from sqlalchemy.orm import Session
 
-from workers.database import array
+from workers.delivery import keys, leases
 from workers.errors import SessionOwnedError, SupersededError
 from workers.job import Job
 from workers.queries import sql
@@ -18,6 +20,9 @@ _ADVICE = (
     "the worker ends this transaction together with the delivery's outcome, so that both stand or fall as one; remove "
     "session.{what}(). For a part that may fail on its own use session.begin_nested(); to fail the attempt, raise"
 )
+
+_SUPERSEDED = "another worker recorded an outcome first"
+_JOB = "outbox.job"
 
 
 class HandlerSession(Session):
@@ -44,23 +49,47 @@ class HandlerSession(Session):
         return super().begin(nested=nested)
 
 
-def finish(session: Session, job: Job, schema: str) -> None:
-    """Write the delivery's row as the last statement and commit. Raises `SupersededError` if there is one already."""
+def finish(session: Session, job: Job) -> None:
+    """Commit, with the delivery's row as the last statement, and close.
+
+    Raises `SupersededError` when another worker recorded an outcome first; nothing is committed then.
+    """
     assert isinstance(session, HandlerSession)
     if job.closed or job.cause is not None:
         raise asyncio.CancelledError
     session.ours = True
-    session.flush()
-    facts = {"ids": array([job.event_id]), "handlers": array([job.lane.name]), "ats": array([str(job.at)])}
-    connection = session.connection()
-    if job.lease is None:
-        written = connection.exec_driver_sql(sql("done", schema), facts).rowcount == 1
-    else:
-        facts["leases"] = array([job.lease])
-        written = bool(connection.exec_driver_sql(sql("finish_done", schema), facts).fetchall())
-    if not written:
-        raise SupersededError("another worker recorded an outcome first")
+    session.connection().info[_JOB] = job
     session.commit()
+    session.close()
+
+
+def record_on_commit(engine: Engine, schema: str) -> None:
+    """Let every COMMIT of `engine` be preceded by the row of the delivery that it ends, after whatever the handler and
+    its hooks still wrote."""
+
+    @hooks.listens_for(engine, "commit")
+    def _record(connection: Connection) -> None:
+        job: Job = connection.info.pop(_JOB)
+        cursor = connection.connection.cursor()
+        try:
+            if job.lease is not None:
+                cursor.execute(sql("finish_done", schema), keys([job]) | leases([job]))
+                if not cursor.fetchall():
+                    raise SupersededError(_SUPERSEDED)
+            else:
+                cursor.execute(_commit_done(job, schema))
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.schema_name != schema or not (error.diag.table_name or "").startswith("delivery"):
+                raise
+            raise SupersededError(_SUPERSEDED) from None
+        finally:
+            cursor.close()
+
+
+def _commit_done(job: Job, schema: str) -> str:
+    # Text without parameters travels with its COMMIT in one message. An id, a name and a number need no quoting.
+    statement = sql("commit_done", schema)
+    return statement.replace("{id}", job.event_id).replace("{handler}", job.lane.name).replace("{at}", str(job.at))
 
 
 def repeatable(error: BaseException) -> Literal["conflict", "connection"] | None:

@@ -193,9 +193,7 @@ class Worker:
         self._stopped = True
         if hasattr(self, "_reading"):
             await self._wind_down()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
         for execution in self._executions:
             with contextlib.suppress(Exception):
                 await execution.close()
@@ -207,9 +205,7 @@ class Worker:
         self._log.info("worker.stopped")
 
     async def _wind_down(self) -> None:
-        for task in self._reading:
-            task.cancel()
-        await asyncio.gather(*self._reading, return_exceptions=True)
+        await _end(self._reading)
         rest: list[Job] = []
         for lane in self._lanes.values():
             rest += lane.take_back()
@@ -269,3 +265,12 @@ class Worker:
         async for attempt in until_back(link.Unreachable):
             with attempt:
                 await registration.claim_prefix(self._redis, self._settings.prefix, self._owner)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they are over. Once is not enough: `asyncio.wait_for` of Python 3.11, which the Redis client
+    uses, drops a cancellation that comes together with its result."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=0.5)
