@@ -22,8 +22,8 @@ class Ticket:
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._over = False
+        self._abandoned = False
         self.interrupted = False
-        self.abandoned = False
 
     def run(self) -> None:
         """Make the call, in the calling thread."""
@@ -39,7 +39,8 @@ class Ticket:
             error = raised
         with self._lock:
             self._over = True
-        self._loop.call_soon_threadsafe(self._settle, value, error)
+            if not self._abandoned:
+                self._loop.call_soon_threadsafe(self._settle, value, error)
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         if self.result.done():
@@ -66,8 +67,9 @@ class Ticket:
             )
 
     def abandon(self) -> None:
-        """Wait no longer for the thread."""
-        self.abandoned = True
+        """Wait no longer for the thread. From now on it never touches the event loop, which may close."""
+        with self._lock:
+            self._abandoned = self.interrupted = True
         self._settle(None, HandlerTimeoutError("it could not be interrupted"))
 
 
@@ -79,10 +81,13 @@ class Threads:
         self._calls: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0
+        self._out: set[Ticket] = set()
 
     def submit(self, call: Callable[[], Any]) -> Ticket:
         """Run `call` in a thread; await the ticket's `result`."""
         ticket = Ticket(call, asyncio.get_running_loop())
+        self._out.add(ticket)
+        ticket.result.add_done_callback(lambda _: self._out.discard(ticket))
         with self._lock:
             if self._free > 0:
                 self._free -= 1
@@ -107,7 +112,9 @@ class Threads:
                 self._free += 1
 
     def close(self) -> None:
-        """Let idle threads end."""
+        """Let idle threads end, and wait for no other."""
+        for ticket in list(self._out):
+            ticket.abandon()
         with self._lock:
             for _ in range(self._free):
                 self._calls.put(None)
