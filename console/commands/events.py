@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console import options
-from console.commands.selection import Ids, Since, Until, read_ids, read_moment
+from console.commands.selection import Ids, Since, Until, read_ids, read_span
 from console.listing import Form, Output, note, show
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def events(
     outbox events 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55 -o json
     """
     chosen = read_ids(ids)
-    after, before = read_moment(since, "--since"), read_moment(until, "--until")
+    after, before = read_span(since, until)
     from outbox import admin
 
     found = admin.events(

@@ -12,7 +12,7 @@ import typer
 
 from console import options
 from console.commands.dead import COLUMNS, row
-from console.commands.selection import Ids, Since, Until, read_ids, read_moment
+from console.commands.selection import Ids, Since, Until, read_ids, read_span
 from console.listing import Form, Output, console, note, say, show, show_object
 
 if TYPE_CHECKING:
@@ -54,12 +54,13 @@ def replay(
     """
     from outbox.admin import Filter
 
+    first, last = read_span(since, until)
     which = Filter(
         ids=read_ids(ids),
         handler=handler,
         event=event,
-        since=read_moment(since, "--since"),
-        until=read_moment(until, "--until"),
+        since=first,
+        until=last,
     )
     if which.everything and not everything:
         raise typer.BadParameter("say which: ids, --handler, --event, --since, --until, or --all")

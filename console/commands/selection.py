@@ -26,6 +26,14 @@ def read_ids(given: list[str] | None) -> tuple[UUID, ...] | None:
     return tuple(ids) or None
 
 
+def read_span(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """The moments that were given. A span that ends before it begins is a usage error: nothing could fit."""
+    first, last = read_moment(since, "--since"), read_moment(until, "--until")
+    if first is not None and last is not None and first >= last:
+        raise typer.BadParameter("--since lies after --until")
+    return first, last
+
+
 def read_moment(text: str | None, flag: str) -> datetime | None:
     """The moment that was given, or None. Anything else is a usage error."""
     if text is None:

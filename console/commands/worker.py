@@ -35,9 +35,6 @@ def worker(
     module, colon, name = target.partition(":")
     if not (module and colon and name):
         raise typer.BadParameter("say where the application is, as MODULE:APP, for example shop.tasks:app")
-    from outbox import telemetry
-    from workers import supervisor
-
     settings = options.settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -47,6 +44,10 @@ def worker(
         log_format=log_format,
     )
     settings.libpq_url()
+    # Not before: the settings decide to which schema `outbox`, once imported, writes.
+    from outbox import telemetry
+    from workers import supervisor
+
     find_modules_here()
     telemetry.configure(settings.log_level, settings.log_format)
     # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.

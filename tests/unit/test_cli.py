@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ import pytest
 import redis
 import typer
 
-from console import listing, moments, options
+from console import listing, main, moments, options
 from console.commands.status import Role, unhealthy
 from console.faults import explained
 from console.program import app
@@ -41,11 +42,9 @@ def run(*arguments: str, code: str | None = None, **environment: str) -> subproc
     )
 
 
-def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """The same in this process, for what ends before it does anything: exit status, stdout and stderr."""
-    with pytest.raises(SystemExit) as ended:
-        app(list(arguments), prog_name="outbox")
-    return (ended.value.code, *capsys.readouterr())
+    return (main.run(arguments), *capsys.readouterr())
 
 
 # Help and usage -------------------------------------------------------------------------------------------------------
@@ -88,10 +87,47 @@ def test_the_version_is_printed() -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_2_and_leaves_stdout_empty(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_2_with_one_line_and_leaves_stdout_empty(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = run_here(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert "Usage: outbox" in err
+    assert re.fullmatch(r"outbox( \w+)?: .+; see `outbox( \w+)? --help`\n", err)
+    assert "Invalid value: " not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sing"], "outbox: No such command 'sing'; see `outbox --help`"),
+        (
+            ["worker", "shop"],
+            "outbox worker: say where the application is, as MODULE:APP, for example shop.tasks:app; ",
+        ),
+        (["replay"], "outbox replay: say which: ids, --handler, --event, --since, --until, or --all; "),
+        (["events", "-o", "xml"], "outbox events: Invalid value for '--output' / '-o': 'xml' is not one of 'table', "),
+        (["dead", "--since", "1h", "--until", "2h"], "outbox dead: --since lies after --until; "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_line_says_what_is_wrong(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(capsys, *arguments)[2].startswith(line)
+
+
+def test_without_arguments_there_is_help_and_the_status_of_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_here(capsys)
+    assert (code, err) == (2, "")
+    assert "Usage: outbox" in out
+
+
+@pytest.mark.parametrize("close", [">&-", "| true", ">/dev/full", "2>&- | true", "2>&-"])
+def test_an_output_that_cannot_be_written_is_no_traceback(close: str) -> None:
+    command = f"{sys.executable} -m console.main migrate --roles-sql --writer shop {close}"
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=clean)
+    full = "outbox: the output cannot be written: No space left on device\n"
+    assert result.stderr == (full if "full" in close else "")
+    assert result.returncode == (1 if "full" in close else 0)
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["relay"], ["worker", "a:b"], ["migrate"], ["replay", "--all"]])
@@ -115,9 +151,17 @@ def test_without_the_cli_extra_the_advice_is_to_install_it() -> None:
     code = "import sys; sys.modules['typer'] = None; from console.main import main; main()"
     result = run(code=code)
     assert result.returncode == 1
-    assert result.stderr == (
-        "outbox: typer is not installed; the command line needs: pip install 'transactional-outbox[cli]'\n"
-    )
+    assert result.stderr == ("outbox: typer is not installed; this needs: pip install 'transactional-outbox[cli]'\n")
+
+
+def test_a_command_that_needs_another_extra_says_which_and_a_missing_module_of_the_user_is_a_traceback() -> None:
+    start = "import sys; sys.modules[{0!r}] = None; from console.main import main; sys.argv[1:] = {1!r}; main()"
+    result = run(code=start.format("pydantic", ["status"]))
+    assert result.stderr == "outbox: pydantic is not installed; this needs: pip install 'transactional-outbox[cli]'\n"
+    result = run(code=start.format("httpx", ["demo"]))
+    assert result.stderr == "outbox: httpx is not installed; this needs: pip install 'transactional-outbox[demo]'\n"
+    result = run(code=start.format("outbox.admin", ["status"]))
+    assert "Traceback" in result.stderr
 
 
 def test_starting_loads_no_relay_worker_redis_or_settings() -> None:
@@ -159,6 +203,28 @@ def test_wrong_settings_are_refused_without_their_values() -> None:
     with pytest.raises(ConfigurationError, match="wrong setting: database_url") as caught:
         options.settings(database_url=["s3cret"])
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "file", "expected"),
+    [
+        ("f", "v", "d", "f"),
+        (None, "v", "d", "v"),
+        (None, None, "d", "d"),
+        (None, None, None, "outbox"),
+    ],
+)
+def test_handlers_write_to_the_schema_that_the_worker_serves(
+    tmp_path: Path, flag: str | None, variable: str | None, file: str | None, expected: str
+) -> None:
+    (tmp_path / ".env").write_text(f"OUTBOX_SCHEMA={file}\n" if file else "")
+    code = (
+        f"import os; os.chdir({str(tmp_path)!r}); from console import options;"
+        f"found = options.settings(schema_name={flag!r});"
+        "import outbox; print(found.schema_name, outbox.metadata.schema)"
+    )
+    printed = run(code=code, **({"OUTBOX_SCHEMA": variable} if variable else {}))
+    assert printed.stdout == f"{expected} {expected}\n"
 
 
 # Times, output and errors ------------------------------------------------------------------------------------------
