@@ -151,10 +151,21 @@ class Cast:
             ("handlers", "SELECT name, attached, done_tick, done_seq, fed_tick, fed_seq FROM outbox.handler"),
             ("relay", "SELECT tick, seq, leader, heartbeat, now() FROM outbox.relay"),
             ("streams", "SELECT name, tick, seq FROM outbox.stream"),
+            (
+                "in a transaction",
+                "SELECT pid, pg_blocking_pids(pid), application_name, state, wait_event,"
+                " now() - xact_start, left(query, 99)"
+                " FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL",
+            ),
         ):
             lines += [f"{title}: {row}" for row in self.sql.execute(statement.encode()).fetchall()]
         for key in sorted(self.redis.keys(f"{self.settings.prefix}:{{*")):
-            lines.append(f"{key!r}: {self.redis.xinfo_stream(key)} {self.redis.xinfo_groups(key)}")
+            facts = self.redis.xinfo_stream(key)
+            lines.append(f"{key!r}: length {facts['length']}, last {facts['last-generated-id']!r}")
+            for group in self.redis.xinfo_groups(key):
+                pending = self.redis.xpending_range(key, group["name"], "-", "+", 3)
+                lines.append(f"  {group['name']!r}: last {group['last-delivered-id']!r}, pending {pending}")
         return "\n".join(lines)
 
     def logs(self, lines: int = 15) -> str:

@@ -1,25 +1,30 @@
-"""Relays and workers killed with -9 at any moment: every event is done in the end, and effects are applied once.
+"""Relays and workers are killed and Redis forgets, at any moment: in the end every event is done, once in effect.
 
-Also what Redis forgets, at any moment: all of it is in PostgreSQL.
+Writers go on meanwhile. Nobody lifts a hand but to start a program again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 import pytest
+import redis
 
+from console.servers import Redis
+from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 
-TURNS = 6
+TURNS = 4
 WRITERS = 4
-ATTACHED = ["book", "charge", "notify", "ship"]
+
+Loss: TypeAlias = Callable[[Any, Redis], None]
 
 
 class Business:
@@ -57,7 +62,7 @@ class Business:
             ).fetchone()
             assert row is not None
             said.append(row[0])
-            time.sleep(chance.random() * 0.02)
+            time.sleep(chance.random() * 0.08)
         if chance.random() < 0.15:
             connection.rollback()
             return
@@ -113,35 +118,94 @@ def await_progress(cast: Any, business: Business, chance: random.Random) -> None
     time.sleep(chance.random() * 0.05)
 
 
+def kill_one(cast: Any, victims: list[Any], chance: random.Random) -> None:
+    """Kill a relay (the first two) or a worker, and start another one at once or a moment later."""
+    place = chance.randrange(len(victims))
+    victims[place].kill()
+    if chance.random() < 0.3:
+        time.sleep(chance.random() * 0.5)
+    victims[place] = cast.relay() if place < 2 else cast.worker()
+
+
 def test_effects_survive_kills_of_relays_and_workers(
     stage: Any, business: Business, chance: random.Random, differences: Any, turn: int
 ) -> None:
     victims = [stage.relay(), stage.relay(), stage.worker(), stage.worker()]
     for _ in range(chance.randint(3, 6)):
         await_progress(stage, business, chance)
-        place = chance.randrange(len(victims))
-        victims[place].kill()
-        if chance.random() < 0.3:
-            await_survivors(stage, chance)
-        victims[place] = stage.relay() if place < 2 else stage.worker()
+        kill_one(stage, victims, chance)
     check(stage, business, differences)
 
 
-def await_survivors(cast: Any, chance: random.Random) -> None:
-    """Leave the others alone for a moment."""
-    time.sleep(chance.random() * 0.5)
-
-
-def test_a_killed_relay_and_worker_are_replaced_by_those_that_stand_by(
+def test_a_killed_leader_and_worker_are_replaced_by_those_that_are_there(
     stage: Any, business: Business, chance: random.Random, differences: Any
 ) -> None:
     relay, worker = stage.relay(), stage.worker(by_command_line=True)
     stage.await_attached()
     stage.relay()
     stage.worker(by_command_line=True)
-    await_progress(stage, business, chance)
-    relay.kill()
-    await_progress(stage, business, chance)
-    worker.kill()
+    for victim in (relay, worker):
+        await_progress(stage, business, chance)
+        victim.kill()
     await_progress(stage, business, chance)
     check(stage, business, differences)
+
+
+def flush(cast: Any, server: Redis) -> None:
+    """FLUSHALL."""
+    cast.redis.flushall()
+
+
+def restart(cast: Any, server: Redis) -> None:
+    """A server without persistence is killed and started again."""
+    server.kill()
+    server.start()
+
+
+def delete_streams(cast: Any, server: Redis) -> None:
+    """The main stream of one event name is deleted, and one catch-up stream."""
+    cast.redis.delete(stream_key("outbox", "ordered"))
+    cast.redis.delete(catch_up_key("outbox", "booked", "ship"))
+
+
+def destroy_groups(cast: Any, server: Redis) -> None:
+    """Consumer groups vanish, with what was pending in them."""
+    for handler in ("notify", "book"):
+        with contextlib.suppress(redis.ResponseError):
+            cast.redis.xgroup_destroy(stream_key("outbox", "ordered"), handler)
+
+
+def forget_scripts(cast: Any, server: Redis) -> None:
+    """SCRIPT FLUSH."""
+    cast.redis.script_flush()
+
+
+LOSSES = (flush, restart, delete_streams, destroy_groups, forget_scripts)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_effects_survive_what_redis_forgets(
+    stage: Any, business: Business, chance: random.Random, differences: Any, redis_server: Redis, loss: Loss
+) -> None:
+    stage.relay()
+    stage.worker()
+    stage.worker()
+    for _ in range(chance.randint(2, 4)):
+        await_progress(stage, business, chance)
+        loss(stage, redis_server)
+    check(stage, business, differences)
+    stage.await_attached()
+
+
+def test_effects_survive_kills_and_losses_together(
+    stage: Any, business: Business, chance: random.Random, differences: Any, redis_server: Redis, turn: int
+) -> None:
+    victims = [stage.relay(), stage.relay(), stage.worker(), stage.worker()]
+    for _ in range(chance.randint(3, 6)):
+        await_progress(stage, business, chance)
+        if chance.random() < 0.5:
+            chance.choice(LOSSES)(stage, redis_server)
+        else:
+            kill_one(stage, victims, chance)
+    check(stage, business, differences)
+    stage.await_attached()
