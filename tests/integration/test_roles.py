@@ -1,0 +1,207 @@
+"""The roles of roles.sql at work: the real writer, relay and worker, each logged in as its own role."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+import outbox
+from outbox import admin, migrations
+from outbox.settings import Settings
+
+TASKS = """
+from pathlib import Path
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+import outbox, workers
+from workers.backoff import Backoff
+
+app = workers.App()
+QUICK = Backoff(initial=0.01, jitter=0)
+
+@app.handler("paid")
+def book(session: Session, number: int) -> None:
+    session.execute(text("INSERT INTO booking VALUES (:number)"), {"number": number})
+    outbox.add(session, "booked", number=number)
+
+@app.handler("booked")
+async def announce(number: int) -> None:
+    pass
+
+@app.handler("paid", backoff=QUICK)
+def stumble(number: int, context: workers.Context) -> None:
+    if context.attempt == 1:
+        raise RuntimeError("once")
+
+@app.handler("paid", backoff=QUICK, max_attempts=2)
+def refuse(number: int) -> None:
+    if not Path("mended").exists():
+        raise RuntimeError("twice")
+"""
+
+REFUSED = {
+    "writer": [
+        "SELECT * FROM outbox.event",
+        "SELECT * FROM outbox.tick",
+        "SELECT * FROM outbox.delivery",
+        "SELECT * FROM outbox.handler",
+        "INSERT INTO outbox.handler (name, event_name) VALUES ('mine', 'paid')",
+        "UPDATE outbox.event SET payload = '{}'",
+        "DELETE FROM outbox.event",
+        "TRUNCATE outbox.event",
+        "SELECT nextval('outbox.asleep')",
+        "SELECT outbox.make_partitions(current_date, current_date + 30)",
+    ],
+    "relay": [
+        "UPDATE outbox.event SET payload = '{}'",
+        "DELETE FROM outbox.event",
+        "UPDATE outbox.delivery SET state = 'done', due_at = NULL",
+        "DELETE FROM outbox.delivery",
+        "SELECT * FROM booking",
+    ],
+    "worker": [
+        "UPDATE outbox.event SET payload = '{}'",
+        "DELETE FROM outbox.event",
+        "DELETE FROM outbox.delivery",
+        "DELETE FROM outbox.handler",
+        "INSERT INTO outbox.tick (id, snapshot) VALUES (1, pg_current_snapshot())",
+    ],
+}
+
+
+def as_role(url: str, role: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+
+
+@pytest.fixture
+def roles(database_url: str) -> Iterator[dict[str, str]]:
+    """Three roles that may log in and do what roles.sql says, by their part."""
+    suffix = uuid.uuid4().hex[:8]
+    names = {part: f"{part}_{suffix}" for part in ("writer", "relay", "worker")}
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("CREATE TABLE booking (number integer)")
+        for name in names.values():
+            owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        owner.execute(migrations.roles_sql(**names).encode())
+        owner.execute(sql.SQL("GRANT INSERT, SELECT ON booking TO {}").format(sql.Identifier(names["worker"])))
+        yield names
+        for name in names.values():
+            owner.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [name])
+            owner.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Path]]:
+    """Start one of our programs under a role: `start(role, *arguments)`; its log."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(role: str, *arguments: str) -> Path:
+        environment = os.environ | {
+            "OUTBOX_DATABASE_URL": as_role(settings.libpq_url(), role),
+            "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+            "OUTBOX_LOG_FORMAT": "logfmt",
+            "PYTHONPATH": os.getcwd(),
+        }
+        log = tmp_path / f"{role}.log"
+        with log.open("wb") as out:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "console.main", *arguments],
+                    cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                )
+            )  # fmt: skip
+        return log
+
+    yield begin
+    for process in started:
+        process.terminate()
+    for process in started:
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition: Callable[[], Any], what: str, logs: list[Path]) -> Any:
+    deadline = time.monotonic() + 30
+    while not (value := condition()):
+        said = "".join(log.read_text() for log in logs)
+        assert "permission denied" not in said, said
+        assert time.monotonic() < deadline, f"{what} did not come within 30 s\n{said}"
+        time.sleep(0.01)
+    return value
+
+
+def test_writer_relay_and_worker_do_their_whole_work_under_their_own_roles(
+    database_url: str, tmp_path: Path, roles: dict[str, str], start: Callable[..., Path]
+) -> None:
+    """Done, retried, dead and replayed by the owner, a handler's own event, and done_to behind all of it."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    logs = [start(roles["relay"], "relay"), start(roles["worker"], "worker", "tasks:app")]
+    engine = create_engine(as_role(database_url, roles["writer"]).replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as session:
+        for number in range(3):
+            outbox.add(session, "paid", number=number, _key="k", _headers={"a": "b"})
+        session.commit()
+    engine.dispose()
+    with psycopg.connect(database_url, autocommit=True) as owner:
+
+        def counts(handler: str) -> dict[str, int]:
+            query = "SELECT state, count(*) FROM outbox.delivery WHERE handler = %s GROUP BY state"
+            return dict(owner.execute(query, [handler]).fetchall())
+
+        wait_for(
+            lambda: all(counts(handler) == {"done": 3} for handler in ("book", "announce", "stumble")), "done", logs
+        )
+        wait_for(lambda: counts("refuse") == {"dead": 3}, "dead letters", logs)
+        (tmp_path / "mended").touch()
+        assert admin.replay(database_url, admin.Filter(handler="refuse"), reason="mended").count == 3
+        wait_for(lambda: counts("refuse") == {"done": 3}, "the replay", logs)
+        assert owner.execute("SELECT array_agg(number ORDER BY number) FROM booking").fetchone() == ([0, 1, 2],)
+        caught_up = (
+            "SELECT bool_and(h.attached AND (h.done_tick, h.done_seq) >= (r.tick, 0))"
+            " FROM outbox.handler AS h, outbox.relay AS r"
+        )
+        wait_for(lambda: owner.execute(caught_up.encode()).fetchone() == (True,), "done_to", logs)
+
+
+@pytest.mark.parametrize("part", ["writer", "relay", "worker"])
+def test_no_role_can_do_more(database_url: str, roles: dict[str, str], part: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("INSERT INTO outbox.event (name, payload) VALUES ('paid', '{}')")
+    with psycopg.connect(as_role(database_url, roles[part]), autocommit=True) as connection:
+        for statement in [*REFUSED[part], "CREATE TABLE outbox.mine ()", "DROP TABLE outbox.event"]:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+
+
+def test_a_writer_needs_no_more_than_its_role_for_every_way_of_adding(database_url: str, roles: dict[str, str]) -> None:
+    engine = create_engine(as_role(database_url, roles["writer"]).replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as session, session.begin():
+        event = outbox.add(session, "paid", number=1)
+        with session.begin_nested():
+            outbox.add(session, "paid", number=2)
+        session.execute(text("SELECT 1"))
+    with engine.begin() as connection:
+        outbox.add(connection, "paid", number=3)
+        connection.execute(outbox.insert("paid", number=4))
+    engine.dispose()
+    with psycopg.connect(database_url) as owner:
+        rows = owner.execute("SELECT payload->>'number' FROM outbox.event ORDER BY seq").fetchall()
+    assert rows == [("1",), ("2",), ("3",), ("4",)]
+    assert event.name == "paid"
