@@ -28,12 +28,18 @@ _SESSION = {
     "tcp_keepalives_count": "3",
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
-    # A generic plan turned the poll into a full scan; parallel workers and JIT cost more than they bring here.
-    "plan_cache_mode": "force_custom_plan",
+    # Parallel workers and JIT cost more than they bring here.
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "timezone": "UTC",
+}
+
+_PLANS = {
+    # Polls and small batches are planned once: planning took longer than running. Without sequential scans no plan made
+    # for unknown values can be a full scan. (Cursors are always planned for their values.)
+    "relay": {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"},
+    "sweep": {"plan_cache_mode": "force_custom_plan"},
 }
 
 
@@ -54,7 +60,7 @@ def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection
         tcp_user_timeout=10_000,
     )
     try:
-        for name, value in _SESSION.items():
+        for name, value in (_SESSION | _PLANS[role]).items():
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         row = connection.execute("SELECT pg_is_in_recovery(), to_regclass(%s)", [f"{schema}.relay"]).fetchone()
         assert row is not None

@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 """Payload bytes after which a chunk is closed."""
 
 SMALL = 256
-"""Rows of a batch that is read at once; a larger one goes through a cursor."""
+"""Rows of a batch that is read at once, and its transactions; a larger one goes through a cursor."""
 
 MOST_ROWS = 4000
 """Rows that are fetched at a time at the most."""
@@ -51,6 +51,7 @@ def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int) ->
             "xmax": str(last.snapshot.xmax),
             "xip": [str(xid) for xid in last.snapshot.xip],
         },
+        prepare=True,
     ).fetchone()
     return None if row is None else Tick(row[0], Snapshot.parse(row[1]), last.snapshot)
 
@@ -88,11 +89,12 @@ def read(connection: psycopg.Connection, schema: str, tick: Tick, names: list[st
         "after": after,
     }
     statement = scripts.sql("batch", schema)
-    with connection.cursor() as cursor:
-        cursor.execute(statement + b" LIMIT %(limit)s", {**parameters, "limit": SMALL + 1})
-        if cursor.rowcount <= SMALL:
-            yield from chunks(cursor, tick.id)
-            return
+    if tick.snapshot.xmax - tick.since.xmax + len(tick.since.xip) <= SMALL:
+        with connection.cursor() as cursor:
+            cursor.execute(statement + b" LIMIT %(limit)s", {**parameters, "limit": SMALL + 1}, prepare=True)
+            if cursor.rowcount <= SMALL:
+                yield from chunks(cursor, tick.id)
+                return
     with open_cursor(connection, "main_feed", statement, parameters) as cursor:
         for rows in fetches(cursor, "main_feed"):
             yield from chunks(rows, tick.id)
