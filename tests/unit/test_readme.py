@@ -112,7 +112,8 @@ def test_the_settings_table_has_every_setting_with_its_default_and_flag() -> Non
 @every_document
 def test_every_variable_is_read_somewhere(document: Path) -> None:
     ours = {variable(field) for field in Settings.model_fields}
-    tests = set(re.findall(r"OUTBOX_TEST_[A-Z_]+", (ROOT / "tests/conftest.py").read_text()))
+    fixtures = "".join(file.read_text() for file in (ROOT / "tests").rglob("conftest.py"))
+    tests = set(re.findall(r"OUTBOX_TEST_[A-Z_]+", fixtures))
     assert set(re.findall(r"\bOUTBOX_[A-Z_]+[A-Z]\b", document.read_text())) <= ours | tests
 
 
