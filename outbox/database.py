@@ -93,7 +93,7 @@ def unreachable(url: str, error: BaseException) -> str:
     """The message for a PostgreSQL server that cannot be reached."""
     reason = " ".join(str(error).split())
     advice = "check the address and that the server runs"
-    if "does not exist" in reason or "authentication" in reason or "no pg_hba.conf" in reason:
+    if any(sign in reason for sign in ("does not exist", "authentication", "password", "no pg_hba.conf")):
         advice = "check database, user and password in OUTBOX_DATABASE_URL"
     return f"cannot reach PostgreSQL at {redacted(url)}: {reason}; {advice}"
 

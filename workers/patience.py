@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 
 def until_back(errors: tuple[type[BaseException], ...]) -> AsyncRetrying:
     """Try again for ever after these errors, at growing random intervals of at most 2 seconds."""
-    return AsyncRetrying(wait=wait_random_exponential(multiplier=0.05, max=2), retry=retry_if_exception_type(errors))
+    return AsyncRetrying(
+        wait=wait_random_exponential(multiplier=0.05, max=2),
+        retry=retry_if_exception_type(errors),
+        before_sleep=_report,
+    )
+
+
+def _report(state: RetryCallState) -> None:
+    # Ever more rarely: attempts 1, 2, 4, 8 and so on.
+    if state.attempt_number & (state.attempt_number - 1) == 0 and state.outcome is not None:
+        error = state.outcome.exception()
+        said = " ".join(str(error).split())
+        structlog.get_logger().warning(
+            "server.away", error=f"{type(error).__name__}: {said}", attempt=state.attempt_number
+        )

@@ -15,7 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from console.servers import Redis
+from console import main
+from console.servers import Postgres, Redis, free_port
+from outbox import migrations
 from outbox.names import lock_id
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,6 +81,83 @@ def test_a_server_that_is_away_is_one_line_without_the_password(outbox: Run, com
     assert result.stderr.startswith("outbox: cannot reach PostgreSQL at postgresql://app:***@127.0.0.1:1/shop: ")
     assert result.stderr.count("\n") == 1
     assert "s3cret" not in result.stderr
+
+
+class Guarded(Postgres):
+    """Asks for a password on TCP."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        super().__init__(folder, durable=False, options={"listen_addresses": "127.0.0.1", "port": str(self.port)})
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        return f"{super().url(database, user)}&port={self.port}"
+
+    def prepare(self) -> None:
+        super().prepare()
+        rules = "local all postgres trust\nhost all app 127.0.0.1/32 scram-sha-256\n"
+        (self.data / "pg_hba.conf").write_text(rules)
+
+
+def test_whoever_is_not_let_in_learns_why_and_shows_no_password(
+    scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Guarded(scratch / "guarded") as server:
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 's3cret'")
+        place = f"127.0.0.1:{server.port}"
+        for address, reason in [
+            (f"app:wr0ng@{place}/postgres", "password authentication failed"),
+            (f"app@{place}/postgres", "no password supplied"),
+            (f"other:s3cret@{place}/postgres", "no pg_hba.conf entry"),
+            (f"app:s3cret@{place}/nowhere", 'database "nowhere" does not exist'),
+        ]:
+            for command in (["status"], ["migrate"], ["replay", "--all", "--yes"]):
+                assert main.run([*command, "--database-url", f"postgresql://{address}"]) == 1
+                out, err = capsys.readouterr()
+                assert (out, err.count("\n"), reason in err) == ("", 1, True), err
+                assert err.endswith("; check database, user and password in OUTBOX_DATABASE_URL\n")
+                assert not any(secret in err for secret in ("wr0ng", "s3cret"))
+        # A role that may connect and nothing more.
+        assert main.run(["migrate", "--database-url", f"postgresql://app:s3cret@{place}/postgres"]) == 1
+        assert "permission denied" in capsys.readouterr().err
+        migrations.apply(server.url())
+        assert main.run(["dead", "--database-url", f"postgresql://app:s3cret@{place}/postgres"]) == 1
+        assert "`outbox migrate --roles-sql` prints what each role needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("role", "away"),
+    [
+        (["relay"], {"OUTBOX_DATABASE_URL": UNREACHABLE}),
+        (["worker", "idle_tasks:app"], {"OUTBOX_DATABASE_URL": UNREACHABLE}),
+        (["relay"], {"OUTBOX_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}),
+        (["worker", "idle_tasks:app"], {"OUTBOX_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}),
+    ],
+    ids=["relay, no database", "worker, no database", "relay, no Redis", "worker, no Redis"],
+)
+def test_a_role_whose_server_is_away_says_so_waits_and_still_stops(
+    tmp_path: Path, database_url: str, role: list[str], away: dict[str, str]
+) -> None:
+    (tmp_path / "idle_tasks.py").write_text("from workers import App\napp = App()\n@app.handler('a')\ndef h(): ...\n")
+    servers = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **away}
+    with subprocess.Popen(
+        [sys.executable, "-m", "console.main", *role],
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(**servers), stdin=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "level=warning" in line:
+                break
+        process.terminate()
+        said += process.stderr.read()
+        assert process.wait(timeout=30) == 0
+    assert "127.0.0.1" in said
+    assert "refused" in said
+    assert "s3cret" not in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("command", [["status"], ["events"], ["dead"], ["replay", "--all"]], ids=" ".join)
