@@ -144,6 +144,7 @@ class Lane:
         except BaseException as error:
             if job.closed or job.cause in ("lost", "stop"):
                 self._left(job)
+                self._fill()
                 return
             outcome = self._judge(job, error)
         self._left(job)

@@ -320,6 +320,35 @@ def test_a_worker_that_lost_an_entry_or_a_retry_ends_that_run(outbox: Any, work:
     assert outbox.one("SELECT attempts FROM outbox.delivery") == 1
 
 
+def test_what_waited_for_a_lost_run_to_end_is_run(outbox: Any, work: Any, until: Any) -> None:
+    app, go, started = workers.App(), asyncio.Event(), []
+
+    @app.handler("e", concurrency=1)
+    async def h(n: int) -> None:
+        started.append(n)
+        if n == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await go.wait()
+
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 1})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: started)
+        key = stream_key("outbox", "e")
+        (entry,) = outbox.redis.xpending_range(key, "h", "-", "+", 1)
+        outbox.redis.xclaim(key, "h", "somebody", 0, [entry["message_id"]])
+        outbox.publish("e", {"n": 2})
+        await until(lambda: worker._lanes["h"]._waiting)
+        go.set()
+        await until(lambda: outbox.count("done") == 1)
+
+    work(app, scenario, heartbeat=0.1)
+    assert started == [1, 2]
+
+
 def test_an_entry_that_is_gone_is_not_lost(outbox: Any, work: Any, until: Any) -> None:
     app, go, started = workers.App(), asyncio.Event(), asyncio.Event()
 
