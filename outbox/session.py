@@ -131,9 +131,15 @@ def write(connection: Connection, events: Sequence[Event]) -> None:
     try:
         connection.execute(_INSERT, rows if len(rows) > 1 else rows[0])
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) in _UNDEFINED:
+        if sqlstate(error) in _UNDEFINED:
             raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error
         raise
+
+
+def sqlstate(error: ProgrammingError) -> str | None:
+    """PostgreSQL's code of an error, as psycopg and asyncpg call it or as psycopg2 does."""
+    found: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return found
 
 
 def row(each: Event) -> dict[str, Any]:

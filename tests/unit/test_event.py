@@ -13,6 +13,7 @@ import structlog
 from opentelemetry import trace as otel
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from pydantic import BaseModel
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 import outbox
@@ -144,6 +145,13 @@ def test_nothing_is_pending_after_a_refusal_and_add_keeps_the_order() -> None:
         *outbox.add_many(session, SendEmail, [SendEmail(user_id=1)]),
     ]
     assert sessions.pending(session) == added
+
+
+@pytest.mark.parametrize("attribute", ["sqlstate", "pgcode"])
+def test_a_missing_table_is_recognised_whatever_the_driver_calls_its_code(attribute: str) -> None:
+    original = type("UndefinedTable", (Exception,), {attribute: "42P01"})()
+    assert sessions.sqlstate(ProgrammingError("INSERT", {}, original)) == "42P01"
+    assert sessions.sqlstate(ProgrammingError("INSERT", {}, Exception())) is None
 
 
 SPAN = NonRecordingSpan(
