@@ -12,6 +12,23 @@ MAX_NAME_LENGTH = 128
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]*\Z")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,39}\Z")
+# What PostgreSQL 18 takes as a name only in quotation marks, or prints in them.
+_RESERVED = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast
+    char character check coalesce collate collation column concurrently constraint create cross current_catalog
+    current_date current_role current_schema current_time current_timestamp current_user dec decimal default
+    deferrable desc distinct do else end except exists extract false fetch float for foreign freeze from full grant
+    greatest group grouping having ilike in initially inner inout int integer intersect interval into is isnull join
+    json json_array json_arrayagg json_exists json_object json_objectagg json_query json_scalar json_serialize
+    json_table json_value lateral leading least left like limit localtime localtimestamp merge_action national natural
+    nchar none normalize not notnull null nullif numeric offset on only or order out outer overlaps overlay placing
+    position precision primary real references returning right row select session_user setof similar smallint some
+    substring symmetric system_user table tablesample then time timestamp to trailing treat trim true union unique
+    user using values varchar variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists
+    xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
+    """.split()
+)
 _PREFIX = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_.:-]{0,63}\Z")
 
 
@@ -33,11 +50,15 @@ def check_name(name: object, what: str = "event name") -> str:
 
 
 def check_schema(schema: str) -> str:
-    """Return `schema` if it is a plain PostgreSQL identifier, else raise `ConfigurationError`."""
+    """Return `schema` if it is a plain PostgreSQL identifier for a schema of our own, else `ConfigurationError`."""
     if not _SCHEMA.match(schema):
         raise ConfigurationError(
             f"invalid schema name {schema!r}: use at most 40 lower-case letters, digits and underscores, no digit first"
         )
+    if schema in _RESERVED or schema.startswith("pg_"):
+        raise ConfigurationError(f"invalid schema name {schema!r}: PostgreSQL reserves it")
+    if schema in ("public", "information_schema"):
+        raise ConfigurationError(f"invalid schema name {schema!r}: the outbox needs a schema of its own")
     return schema
 
 

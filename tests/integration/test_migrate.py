@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from outbox import migrations
-from outbox.errors import SchemaError
+from outbox.errors import ConfigurationError, SchemaError
 
 
 def execute(url: str, statement: str) -> None:
@@ -79,6 +79,15 @@ def test_without_rights_the_error_says_which(empty_database_url: str, role: str)
         migrations.apply(as_role(empty_database_url, role))
 
 
+def test_every_word_that_postgresql_reserves_is_refused_as_a_schema(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        words = connection.execute("SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'").fetchall()
+    assert len(words) > 150
+    for (word,) in words:
+        with pytest.raises(ConfigurationError):
+            migrations.printed(word)
+
+
 def test_a_failing_migration_leaves_nothing_of_itself(empty_database_url: str) -> None:
     execute(empty_database_url, "CREATE SCHEMA outbox; CREATE TABLE outbox.audit (id int)")
     with pytest.raises(SchemaError, match=r"0001_initial failed.*audit.*already exists"):
@@ -106,6 +115,12 @@ def test_a_database_without_the_schema_is_behind(empty_database_url: str) -> Non
         ),
         ("ALTER TABLE outbox.stream DROP COLUMN seq", "missing: column stream.seq"),
         ("ALTER TABLE outbox.event DISABLE TRIGGER wake_relay", "changed: trigger event.wake_relay"),
+        ("ALTER TABLE outbox.event ENABLE REPLICA TRIGGER wake_relay", "changed: trigger event.wake_relay"),
+        ("ALTER TABLE outbox.event ENABLE ROW LEVEL SECURITY", "changed: table event"),
+        ("CREATE POLICY mine ON outbox.event USING (true)", "unexpected: policy event.mine"),
+        ("CREATE RULE mine AS ON INSERT TO outbox.event DO NOTHING", "unexpected: rule event.mine"),
+        ("CREATE TYPE outbox.mine AS ENUM ('a')", "unexpected: type mine"),
+        ("ALTER TABLE outbox.event ALTER name TYPE text COLLATE \"POSIX\"", "changed: column event.name"),
         (
             "ALTER TABLE outbox.delivery DROP CONSTRAINT delivery_state_check",
             "missing: constraint delivery.delivery_st",

@@ -22,6 +22,12 @@ def test_a_schema_that_would_need_quoting_is_refused(schema: str) -> None:
         names.check_schema(schema)
 
 
+@pytest.mark.parametrize("schema", ["order", "user", "pg_mine", "public", "information_schema"])
+def test_a_schema_that_belongs_to_postgresql_or_to_everybody_is_refused(schema: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"reserves it|of its own"):
+        names.check_schema(schema)
+
+
 def test_a_handler_s_catch_up_stream_shares_the_cluster_slot_of_its_event() -> None:
     tag = "{order.paid}"
     assert tag in names.stream_key("outbox", "order.paid")
