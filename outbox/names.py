@@ -27,7 +27,7 @@ _RESERVED = frozenset(
     substring symmetric system_user table tablesample then time timestamp to trailing treat trim true union unique
     user using values varchar variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists
     xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
-    """.split()
+    """.split()  # noqa: SIM905
 )
 _PREFIX = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_.:-]{0,63}\Z")
 

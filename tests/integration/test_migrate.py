@@ -120,7 +120,7 @@ def test_a_database_without_the_schema_is_behind(empty_database_url: str) -> Non
         ("CREATE POLICY mine ON outbox.event USING (true)", "unexpected: policy event.mine"),
         ("CREATE RULE mine AS ON INSERT TO outbox.event DO NOTHING", "unexpected: rule event.mine"),
         ("CREATE TYPE outbox.mine AS ENUM ('a')", "unexpected: type mine"),
-        ("ALTER TABLE outbox.event ALTER name TYPE text COLLATE \"POSIX\"", "changed: column event.name"),
+        ('ALTER TABLE outbox.event ALTER name TYPE text COLLATE "POSIX"', "changed: column event.name"),
         (
             "ALTER TABLE outbox.delivery DROP CONSTRAINT delivery_state_check",
             "missing: constraint delivery.delivery_st",
