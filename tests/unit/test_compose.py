@@ -108,3 +108,13 @@ def test_the_image_is_built_from_files_and_extras_that_exist() -> None:
     extras = re.search(r"\.\[([a-z,]+)\]", DOCKERFILE)
     assert extras is not None
     assert set(extras[1].split(",")) <= project["optional-dependencies"].keys()
+
+
+def test_everything_the_wheel_is_made_of_is_there_when_the_image_builds_it() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = configuration["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], configuration["project"]["readme"], "pyproject.toml"}
+    before = DOCKERFILE.partition("RUN pip install")[0]
+    copied = [source for line in re.findall(r"^COPY (.+)$", before, re.MULTILINE) for source in line.split()[:-1]]
+    for path in needed:
+        assert any(Path(path).is_relative_to(source) for source in copied), path
