@@ -59,6 +59,7 @@ class Consumer:
         self._quiet_until = 0.0
         self._loop = asyncio.get_running_loop()
         self._admitting: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def wake(self) -> None:
         """Look again: room was made, or a handler's row changed."""
@@ -70,11 +71,16 @@ class Consumer:
             source.ready = True
         self._wake.set()
 
+    def stop(self) -> None:
+        """Read no more. `run` ends when what was read is with the lanes."""
+        self._stopping = True
+        self._wake.set()
+
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until stopped."""
         look_at = self._loop.time() + BLOCK
         try:
-            while True:
+            while not self._stopping:
                 if self._loop.time() >= look_at:
                     look_at = self._loop.time() + BLOCK
                     self.look_everywhere()
@@ -91,6 +97,8 @@ class Consumer:
                     await self._hang_up()
                     await asyncio.sleep(0.2)
                     self.look_everywhere()
+            if self._admitting:
+                await asyncio.wait(self._admitting)
         finally:
             await self._hang_up()
 
@@ -168,15 +176,11 @@ class Consumer:
                     if job.event_id in seen and not job.closed:
                         job.closed = True
                         self._recorder.add(job, None)
+            if full:
+                lane.measure(jobs[-1], began)
             lane.start(jobs)
         if done:
             await self._recorder.acknowledge_entries(done)
-        if full and jobs:
-            last = jobs[-1]
-            while lane.active.get(last.event_id) is last:
-                await asyncio.sleep(0.005)
-            lane.worked(self._loop.time() - began)
-            self._wake.set()
 
     async def _seen(self, lane: Lane, jobs: list[Job]) -> set[str]:
         rows = await self._database.fetch(

@@ -76,7 +76,7 @@ class Recorder:
         """Make a delivery dead, with its dead letter."""
         facts = {
             "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "name": job.name,
-            "key": job.key or None, "payload": job.payload, "headers": job.headers or None,
+            "key": job.key or None, "payload": job.payload or "null", "headers": job.headers or None,
         }  # fmt: skip
         if job.lease is None:
             await self._database.fetch("dead", facts)
@@ -121,9 +121,16 @@ def leases(jobs: list[Job]) -> dict[str, Any]:
     return {"leases": array([str(job.lease) for job in jobs])}
 
 
+def given_back(jobs: list[Job], *, delay: float = 0.0) -> dict[str, Any]:
+    """Parameters of `finish_retry` for leased retries that were not run, due again in `delay` seconds at no cost."""
+    count = len(jobs)
+    return keys(jobs) | leases(jobs) | {"costs": [0] * count, "delays": [delay] * count, "errors": [None] * count}
+
+
 def _first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
     return keys([job for job, _ in failed]) | {
         "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
+        "crashes": [0] * len(failed),
         "delays": [outcome.delay for _, outcome in failed],
         "errors": [outcome.error for _, outcome in failed],
     }

@@ -108,7 +108,8 @@ class Execution:
 
         options: dict[str, Any] = {
             "pool_size": capacity,
-            "max_overflow": 2,
+            # The lane bounds the runs; a run that was abandoned keeps its connection, and must starve no other.
+            "max_overflow": -1,
             "pool_use_lifo": True,
             "hide_parameters": True,
             "connect_args": {"connect_timeout": 5, "application_name": "outbox handler", "prepare_threshold": 5},

@@ -73,6 +73,8 @@ def from_entry(lane: Lane, source: Source, entry_id: bytes, fields: list[bytes])
         at = int(fields[11])
         if not _ID.match(event_id) or not 0 <= at <= _LATEST:
             return None
+        if b"\0" in b"".join(fields):
+            return None
         job = Job(lane, event_id, at, fields[3].decode(), fields[5].decode(), fields[7].decode(), fields[9].decode())
     except (KeyError, ValueError, IndexError, TypeError):
         return None

@@ -69,6 +69,7 @@ class Lane:
         """When to look for due retries, by the event loop's clock."""
         self.average_bytes = 0.0
         self.stopping = False
+        """Nothing new starts."""
         self._run = run
         self._recorder = recorder
         self._changed = changed
@@ -78,6 +79,7 @@ class Lane:
         self._running: dict[Job, None] = {}
         self._ending: dict[Job, None] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._measured: tuple[Job, float] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._context = contextvars.copy_context()
@@ -104,11 +106,10 @@ class Lane:
         self._retries.append(job)
         self._fill()
 
-    def worked(self, seconds: float) -> None:
-        """A full read was worked off in `seconds`."""
-        self.window = prefetch.next_window(
-            self.window, capacity=self.capacity, seconds=seconds, average_bytes=self.average_bytes
-        )
+    def measure(self, last: Job, began: float) -> None:
+        """Adapt the window when `last`, the last of a full read, is over. `began` is by the event loop's clock."""
+        if self._measured is None and self.active.get(last.event_id) is last:
+            self._measured = last, began
 
     @property
     def running(self) -> int:
@@ -235,13 +236,17 @@ class Lane:
             job.source.inflight.pop(job.entry_id, None)
         for source, entry_id in job.twins or ():
             source.inflight.pop(entry_id, None)
+        if self._measured is not None and self._measured[0] is job:
+            seconds, self._measured = self._loop.time() - self._measured[1], None
+            self.window = prefetch.next_window(
+                self.window, capacity=self.capacity, seconds=seconds, average_bytes=self.average_bytes
+            )
         self._changed()
 
     # Stop
 
     def take_back(self) -> list[Job]:
-        """What was not started, for others. Nothing new starts from now on."""
-        self.stopping = True
+        """What was not started, for others."""
         jobs = [job for job in (*self._waiting, *self._retries) if not job.closed]
         self._waiting.clear()
         self._retries.clear()

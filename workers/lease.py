@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from workers.database import Database
-from workers.delivery import Recorder, keys, leases
+from workers.delivery import Recorder, given_back, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Redis, Script, Unreachable, command
@@ -109,13 +109,15 @@ class Leases:
                         self._log.warning("reclaim.failed", stream=source.key, error=str(error))
                 except Unreachable as error:
                     self._log.warning("reclaim.failed", stream=source.key, error=type(error).__name__)
+                    # When Redis is back, the living must get to renew their leases first.
+                    await asyncio.sleep(2 * self._heartbeat)
             await asyncio.sleep(self._lease / 4)
 
     async def _reclaim(self, source: Source) -> int:
         idle = int(self._lease * 1000)
         group = source.lane.name
         pending = await command(self._redis, "XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
-        stale = [entry[0] for entry in pending if entry[0] not in source.inflight]
+        stale = {entry[0]: entry[2] for entry in pending if entry[0] not in source.inflight}
         if not stale:
             return 0
         claimed = await command(self._redis, "XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
@@ -137,9 +139,16 @@ class Leases:
             else:
                 jobs.append(job)
         if jobs:
+            crashes = [int(stale[job.entry_id] < HANDED_BACK_IDLE) for job in jobs]
             await self._database.fetch(
                 "retry",
-                keys(jobs) | {"attempts": [0] * len(jobs), "delays": [0.0] * len(jobs), "errors": [LEFT] * len(jobs)},
+                keys(jobs)
+                | {
+                    "attempts": [0] * len(jobs),
+                    "crashes": crashes,
+                    "delays": [0.0] * len(jobs),
+                    "errors": [LEFT if crash else None for crash in crashes],
+                },
             )
         if gone:
             await self._database.fetch(
@@ -191,13 +200,7 @@ class Leases:
                 entries.setdefault(source, []).append(entry_id)
         retries = [job for job in jobs if job.lease is not None]
         if retries:
-            count = len(retries)
-            await self._database.fetch(
-                "finish_retry",
-                keys(retries)
-                | leases(retries)
-                | {"costs": [0] * count, "delays": [0.0] * count, "errors": [None] * count},
-            )
+            await self._database.fetch("finish_retry", given_back(retries))
         for source, ids in entries.items():
             for start in range(0, len(ids), CHUNK):
                 await command(self._redis,

@@ -6,13 +6,19 @@ import asyncio
 from typing import Any
 
 from workers.database import Database, array
-from workers.delivery import Recorder
+from workers.delivery import Recorder, given_back
 from workers.job import Job
 from workers.lane import Lane
 from workers.outcome import MAX_CRASHES
 
 SOON = 0.001
 """Seconds: a due time is met a little late rather than a little early."""
+
+LATER = 1.0
+"""Seconds until a delivery that cannot run here now is due again."""
+
+SUSPECT = MAX_CRASHES - 1
+"""Deaths of its worker after which a delivery is suspected to be their cause."""
 
 
 class Retries:
@@ -26,6 +32,8 @@ class Retries:
         self._recorder = recorder
         self._lease = lease
         self._log = log
+        self._suspect: Job | None = None
+        self._stopping = False
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -33,9 +41,14 @@ class Retries:
         """Look again: room was made, or something is due earlier."""
         self._wake.set()
 
+    def stop(self) -> None:
+        """Claim no more. `run` ends when what was claimed is with its lane, or given back."""
+        self._stopping = True
+        self._wake.set()
+
     async def run(self) -> None:
-        """Serve until cancelled."""
-        while True:
+        """Serve until stopped."""
+        while not self._stopping:
             self._wake.clear()
             now = self._loop.time()
             open_lanes = [lane for lane in self._lanes.values() if not lane.paused and lane.retry_room() > 0]
@@ -65,37 +78,49 @@ class Retries:
             },
         )
         taken = dict.fromkeys(rooms, 0)
-        for row in rows:
-            taken[row[1]] += 1
-            await self._start(row)
+        ready: list[Job] = []
+        refused: list[Job] = []
+        for job in map(self._job, rows):
+            taken[job.lane.name] += 1
+            if not job.payload:
+                await self._bury(job, "the event is gone: its partition was dropped before this retry")
+            elif job.crashes >= MAX_CRASHES:
+                await self._bury(job, "its worker died three times while it ran")
+            elif self._startable(job):
+                ready.append(job)
+            else:
+                refused.append(job)
+        # Before anything starts: what a suspect takes down with it must not look as if it had run, too.
+        if refused:
+            await self._database.fetch("finish_retry", given_back(refused, delay=LATER))
+        for job in ready:
+            job.lane.start_retry(job)
         for lane in lanes:
             if taken[lane.name] >= rooms[lane.name]:
                 lane.next_due = self._loop.time()
 
-    async def _start(self, row: Any) -> None:
+    def _startable(self, job: Job) -> bool:
+        """Whether it may run here now: not while it still runs here as a first attempt, and of those whose worker died
+        `SUSPECT` times one at a time. Else one poisonous event could take its neighbours down as often as itself."""
+        if job.lane.stopping or job.event_id in job.lane.active:
+            return False
+        if job.crashes >= SUSPECT:
+            other = self._suspect
+            if other is not None and other.lane.active.get(other.event_id) is other:
+                return False
+            self._suspect = job
+        job.lane.active[job.event_id] = job
+        return True
+
+    def _job(self, row: Any) -> Job:
         event_id, handler, at, attempts, crashes, lease, name, key, payload, headers = row
         lane = self._lanes[handler]
-        job = Job(lane, event_id, at, name or lane.handler.event_name, key or "", payload or "null", headers or "")
+        job = Job(lane, event_id, at, name or lane.handler.event_name, key or "", payload or "", headers or "")
         job.attempt = attempts + 1
         job.crashes = crashes
         job.lease = lease
-        if payload is None:
-            await self._bury(job, "the event is gone: its partition was dropped before this retry")
-        elif crashes >= MAX_CRASHES:
-            await self._bury(job, "its worker died three times while it ran")
-        elif lane.stopping or lane.active.setdefault(event_id, job) is not job:
-            # It still runs here as a first attempt: one run at a time.
-            await self._database.fetch("finish_retry", _given_back(job))
-        else:
-            lane.start_retry(job)
+        return job
 
     async def _bury(self, job: Job, error: str) -> None:
         self._log.error("delivery.dead", handler=job.lane.name, event_id=job.event_id, attempt=job.attempt, error=error)
         await self._recorder.bury(job, error, cost=0)
-
-
-def _given_back(job: Job) -> dict[str, Any]:
-    return {
-        "ids": array([job.event_id]), "handlers": array([job.lane.name]), "ats": array([str(job.at)]),
-        "leases": array([str(job.lease)]), "costs": [0], "delays": [1.0], "errors": [None],
-    }  # fmt: skip

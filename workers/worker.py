@@ -24,7 +24,6 @@ from workers.database import Database
 from workers.delivery import Recorder
 from workers.execution import Execution
 from workers.handler import Handler
-from workers.job import Job
 from workers.lane import Lane, Source
 from workers.lease import Leases
 from workers.patience import until_back
@@ -205,10 +204,14 @@ class Worker:
         self._log.info("worker.stopped")
 
     async def _wind_down(self) -> None:
-        await _end(self._reading)
-        rest: list[Job] = []
         for lane in self._lanes.values():
-            rest += lane.take_back()
+            lane.stopping = True
+        # What is being read or claimed is let to its end: a reply that nobody takes would be a lost lease.
+        self._consumer.stop()
+        self._retries.stop()
+        await asyncio.wait(self._reading[:2], timeout=INTERRUPT_GRACE)
+        await _end(self._reading)
+        rest = [job for lane in self._lanes.values() for job in lane.take_back()]
         await self._briefly(self._leases.hand_back(rest))
         running = asyncio.create_task(self._runs_over())
         now = asyncio.create_task(self._now.wait())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,11 +10,11 @@ from workers.threads import Threads
 
 
 @pytest.fixture
-def failures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What threads died of."""
     found: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: found.append(str(args.exc_value)))
-    yield found
+    return found
 
 
 def test_a_thread_that_ends_after_the_loop_was_closed_dies_of_nothing(failures: list[str]) -> None:

@@ -23,6 +23,8 @@ from outbox.names import stream_key
 from outbox.settings import Settings
 from workers import App, Worker
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 class Outbox:
     """Writes events, publishes them as the relay would, and asks PostgreSQL what came of them."""
@@ -91,7 +93,7 @@ class Outbox:
         self.redis.close()
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = "the state") -> Any:
+def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = "the state") -> Any:
     """Wait until the condition holds, and return its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -100,7 +102,7 @@ def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = "t
     return value
 
 
-async def until(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
     """Wait until the condition holds, with the event loop running."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -143,10 +145,25 @@ def work(settings: Settings) -> Callable[..., None]:
     return run
 
 
-class Process:
-    """A real worker process running a module of this test's own."""
+IMPATIENT = """
+import asyncio, sys
+import tasks
+from outbox.settings import Settings
+from workers import Worker
 
-    def __init__(self, folder: Path, settings: Settings, arguments: list[str]) -> None:
+async def main():
+    lease = float(sys.argv[1])
+    async with Worker(tasks.app, Settings(), lease=lease, heartbeat=lease / 4) as worker:
+        await worker.run()
+
+asyncio.run(main())
+"""
+
+
+class Process:
+    """A real worker process running a module of this test's own, with the default lease or a shorter one."""
+
+    def __init__(self, folder: Path, settings: Settings, arguments: list[str], lease: float | None = None) -> None:
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
             "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
@@ -154,9 +171,15 @@ class Process:
         self.log = folder / f"worker-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers", "tasks:app", *arguments],
-                cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-P", "-m", "workers", "tasks:app", *arguments]
+                if lease is None
+                else [sys.executable, "-c", IMPATIENT, str(lease)],
+                cwd=folder,
+                env=environment | {"PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
 
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
@@ -172,15 +195,18 @@ class Process:
     def output(self) -> str:
         return self.log.read_text()
 
+    def started(self) -> bool:
+        return "worker.started" in self.output()
+
 
 @pytest.fixture
 def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
-    """Start worker processes: `start(source_of_tasks, *arguments)`."""
+    """Start worker processes: `start(source_of_tasks, *arguments)` or `start(source_of_tasks, lease=seconds)`."""
     started: list[Process] = []
 
-    def begin(source: str, *arguments: str) -> Process:
+    def begin(source: str, *arguments: str, lease: float | None = None) -> Process:
         (tmp_path / "tasks.py").write_text(source)
-        process = Process(tmp_path, settings, list(arguments))
+        process = Process(tmp_path, settings, list(arguments), lease)
         started.append(process)
         return process
 

@@ -1,0 +1,188 @@
+"""Real worker processes that die, or are stopped and replaced."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LEASE = 2.0
+
+HEAD = """
+import asyncio, os, time
+from pathlib import Path
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+import workers
+app = workers.App()
+INSERT = text("INSERT INTO effects VALUES (:n)")
+"""
+
+TWENTY_MS = """
+@app.handler("e")
+async def h(n: int, session: AsyncSession) -> None:
+    await session.execute(INSERT, {"n": n})
+    await asyncio.sleep(0.02)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _effects(outbox: Any) -> None:
+    outbox.sql.execute("CREATE TABLE effects (n integer)")
+
+
+def effects(outbox: Any) -> list[int]:
+    return [row[0] for row in outbox.sql.execute("SELECT n FROM effects ORDER BY n").fetchall()]
+
+
+def test_what_a_killed_worker_held_is_done_by_another_with_effects_once(
+    outbox: Any, start: Callable[..., Any], wait_for: Any
+) -> None:
+    outbox.attach("h", "e")
+    first, second = (start(HEAD + TWENTY_MS, lease=LEASE) for _ in range(2))
+    wait_for(lambda: first.started() and second.started())
+    outbox.publish("e", *({"n": n} for n in range(150)))
+    wait_for(lambda: outbox.count("done") >= 30)
+    first.kill()
+    wait_for(lambda: outbox.count("done") == 150 and outbox.pending("e", "h") == 0)
+    assert effects(outbox) == list(range(150))
+
+
+STOPPABLE = """
+FIRST, GO = Path("first"), Path("go")
+
+async def pause():
+    try:
+        FIRST.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    while not GO.exists():
+        await asyncio.sleep(0.01)
+
+@app.handler("e")
+async def transactional(n: int, session: AsyncSession) -> None:
+    await session.execute(INSERT, {"n": n})
+    await pause()
+
+@app.handler("f")
+async def plain(n: int) -> None:
+    await pause()
+"""
+
+
+@pytest.mark.parametrize("attempt", ["first", "retry"])
+@pytest.mark.parametrize(("event", "handler"), [("e", "transactional"), ("f", "plain")])
+def test_a_worker_that_was_stopped_and_replaced_can_change_nothing(
+    attempt: str, event: str, handler: str, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("transactional", "e")
+    outbox.attach("plain", "f")
+    if attempt == "first":
+        outbox.publish(event, {"n": 1})
+    else:
+        outbox.write(event, {"n": 1})
+        outbox.sql.execute(
+            "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+            " SELECT id, %s, created_at, 'retrying', 1, now() FROM outbox.event",
+            [handler],
+        )
+    zombie = start(HEAD + STOPPABLE, lease=LEASE)
+    wait_for((tmp_path / "first").exists)
+    zombie.signal(signal.SIGSTOP)
+    start(HEAD + STOPPABLE, lease=LEASE)
+    wait_for(lambda: outbox.count("done") == 1)
+    row = outbox.one("SELECT * FROM outbox.delivery")
+    (tmp_path / "go").touch()
+    zombie.signal(signal.SIGCONT)
+    # Its run ends as lost or superseded, or (a plain one) with an outcome that nobody takes; then it works again.
+    outbox.publish(event, {"n": 2})
+    zombie.signal(signal.SIGTERM)
+    zombie.wait()
+    wait_for(lambda: outbox.count("done") == 2)
+    assert outbox.one("SELECT * FROM outbox.delivery WHERE event_id = %s", row[0]) == row
+    assert effects(outbox) == ([1, 2] if event == "e" else [])
+
+
+POISON = """
+@app.handler("e", concurrency=5)
+async def h(n: int, session: AsyncSession) -> None:
+    await session.execute(INSERT, {"n": n})
+    if n == 0:
+        os._exit(9)
+    await asyncio.sleep(0.2)
+"""
+
+
+def test_an_event_that_kills_its_worker_three_times_is_dead_and_takes_no_other_with_it(
+    outbox: Any, start: Callable[..., Any], wait_for: Any
+) -> None:
+    outbox.attach("h", "e")
+    outbox.publish("e", *({"n": n} for n in range(8)))
+    died = 0
+    worker = start(HEAD + POISON, lease=LEASE)
+
+    def over() -> bool:
+        nonlocal worker, died
+        if worker.popen.poll() is not None:
+            died += 1
+            worker = start(HEAD + POISON, lease=LEASE)
+        return bool(outbox.count("dead") + outbox.count("done") == 8)
+
+    wait_for(over, timeout=150)
+    assert died == 3
+    assert effects(outbox) == list(range(1, 8))
+    error, payload = outbox.one("SELECT error, payload FROM outbox.dead_letter")
+    assert error == "its worker died three times while it ran"
+    assert payload == {"n": 0}
+
+
+HANGING = """
+@app.handler("e")
+def h(n: int) -> None:
+    Path("inside").touch()
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_thread_that_hangs_cannot_hold_a_worker_past_its_deadline(
+    signals: int, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 1})
+    worker = start(HEAD + HANGING, "--grace", "0.3" if signals == 1 else "600")
+    wait_for((tmp_path / "inside").exists)
+    for _ in range(signals):
+        worker.signal(signal.SIGTERM)
+        if signals == 2:
+            wait_for(lambda: worker.popen.poll() is not None or stopping(outbox))
+    assert worker.wait() == 0
+    assert "RuntimeError" not in worker.output()
+    assert "by force" not in worker.output()
+    # Handed back: the next worker takes it at once, not after the lease.
+    (entry,) = outbox.redis.xpending_range("outbox:{e}", "h", "-", "+", 10)
+    assert entry["time_since_delivered"] > 10**9
+
+
+def stopping(outbox: Any) -> bool:
+    """The worker reads no more: its doorbell has hung up."""
+    return not any(client["cmd"] in ("xread", "client|unblock") for client in outbox.redis.client_list())
+
+
+def test_a_worker_told_to_stop_leaves_nothing_that_must_be_waited_for(
+    outbox: Any, start: Callable[..., Any], wait_for: Any
+) -> None:
+    outbox.attach("h", "e")
+    first = start(HEAD + TWENTY_MS)
+    wait_for(first.started)
+    outbox.publish("e", *({"n": n} for n in range(300)))
+    wait_for(lambda: outbox.count("done") >= 30)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    start(HEAD + TWENTY_MS)
+    wait_for(lambda: outbox.count("done") == 300 and outbox.pending("e", "h") == 0)
+    assert effects(outbox) == list(range(300))
+    assert outbox.one("SELECT max(crashes) FROM outbox.delivery") == 0
