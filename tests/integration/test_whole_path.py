@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -86,29 +87,42 @@ class Installation:
         self.environment = {**kept, "OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": redis_server.url}
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, **environment: str) -> None:
         """Start `outbox` with these arguments, for good."""
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             self.running.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "console.main", *arguments],
-                    cwd=self.folder, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                    cwd=self.folder,
+                    env=self.environment | environment,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
                 )
-            )  # fmt: skip
+            )
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `outbox` with these arguments to its end."""
         return subprocess.run(
             [sys.executable, "-m", "console.main", *arguments],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
     def add(self, *events: tuple[str, dict[str, Any]], **environment: str) -> None:
         """Add events in one transaction of a process of its own, like a web process."""
         subprocess.run(
-            [sys.executable, "-c", ADD], input=json.dumps(events), text=True, check=True,
-            cwd=self.folder, env={**self.environment, **environment},
-        )  # fmt: skip
+            [sys.executable, "-c", ADD],
+            input=json.dumps(events),
+            text=True,
+            check=True,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+        )
 
     def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         """Wait for a state. Fails with the programs' logs when it does not come, or when one has ended."""
@@ -223,3 +237,37 @@ def test_a_replay_beside_running_workers_runs_what_was_asked_for_once_and_nothin
     assert rows(db, dead) == [(0,)]
     reasons = rows(db, "SELECT reason, detail->'filter'->>'handler' FROM outbox.audit WHERE reason IS NOT NULL")
     assert reasons == [("mended", "first")]
+
+
+def test_the_whole_path_runs_with_a_role_for_each_part(installation: Installation, db: Db, database_url: str) -> None:
+    suffix = uuid4().hex[:8]
+    roles = {part: f"{part}_{suffix}" for part in ("writer", "relay", "worker")}
+    grants = installation.run(
+        "migrate", "--roles-sql", *(word for part, role in roles.items() for word in (f"--{part}", role))
+    )
+    for role in roles.values():
+        db.execute(f"CREATE ROLE {role} LOGIN".encode())
+    try:
+        db.execute(grants.stdout.encode())
+        db.execute(f"GRANT INSERT ON effect TO {roles['worker']}".encode())
+        url = {part: database_url.replace("postgres@", f"{role}@") for part, role in roles.items()}
+        installation.start("relay", OUTBOX_DATABASE_URL=url["relay"])
+        installation.start("worker", "shop_tasks:app", OUTBOX_DATABASE_URL=url["worker"])
+        order = {"order_id": 7, "to": {"zipCode": "10115"}, "text_": ""}
+        installation.add(("ordered", order), ("fragile", {"n": 1}), OUTBOX_DATABASE_URL=url["writer"])
+        dead = "SELECT count(*) FROM outbox.dead_letter WHERE replayed_at IS NULL"
+        installation.until(lambda: rows(db, dead) == [(2,)])
+        (installation.folder / "fixed").touch()
+        for command in (["status"], ["events"], ["dead"], ["replay", "--handler", "first"]):
+            result = installation.run(*command, OUTBOX_DATABASE_URL=url["worker"])
+            assert (result.returncode, result.stderr) == (0, ""), command
+        installation.until(lambda: rows(db, "SELECT * FROM effect ORDER BY 1") == [("first", 1), ("note", 7)])
+        users = rows(db, "SELECT usename::text FROM pg_stat_activity WHERE datname = current_database()")
+        assert {roles["relay"], roles["worker"]} <= {user for (user,) in users}
+        installation.stop()
+    finally:
+        for each in installation.running:
+            each.kill()
+            each.wait()
+        for role in roles.values():
+            db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
