@@ -147,5 +147,6 @@ def test_the_relay_rests_once_those_writers_have_ended(relaying: Any, writer: ps
             relaying.one("SELECT query_start FROM pg_stat_activity WHERE application_name = 'outbox relay outbox'")
         )
         assert relaying.programs[0].running
+    spoke.add(relaying.one("SELECT clock_timestamp()"))
     moments = sorted(moment.timestamp() for moment in spoke)
     assert max(later - earlier for earlier, later in pairwise(moments)) > SOON
