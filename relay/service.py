@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -193,7 +194,7 @@ class Relay:
             age = now - refreshed
             if age > REFRESH_EVERY or (not events and (sleep.asleep or age > REFRESH_EVERY / 4)):
                 handlers.refresh(main.position)
-                refreshed = now
+                refreshed, age = now, -math.inf
             feed_wait = catch_up.step()
             now = time.monotonic()
             pace = pacing.observe(pace, now, events)
@@ -211,6 +212,8 @@ class Relay:
                 rest = pacing.POLL_EVERY - (now - began)
             if feed_wait is not None:
                 rest = min(rest, feed_wait)
+            # Who registered while there were events is not kept waiting by a long sleep.
+            rest = min(rest, REFRESH_EVERY - age)
             if rest > 0:
                 self._doorbell.wait(rest, connection)
 

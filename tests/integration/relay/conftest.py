@@ -117,8 +117,8 @@ class Box:
             " SELECT id, %s, created_at, 'done', 1 FROM outbox.event WHERE seq = ANY (%s) ON CONFLICT DO NOTHING",
             [handler, [Position.parse(number).seq for _, number in entries]],
         )
-        for key, number in entries:
-            self.redis.xack(key, handler, number)
+        for key in {key for key, _ in entries}:
+            self.redis.xack(key, handler, *(number for of, number in entries if of == key))
 
     def work(self, name: str, handler: str) -> list[int]:
         """Finish what there is for a handler now; its seqs."""
