@@ -81,6 +81,7 @@ class Threads:
         self._calls: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0
+        self._closed = False
         self._out: set[Ticket] = set()
 
     def submit(self, call: Callable[[], Any]) -> Ticket:
@@ -109,6 +110,8 @@ class Threads:
             if ticket.interrupted:
                 return
             with self._lock:
+                if self._closed:
+                    return
                 self._free += 1
 
     def close(self) -> None:
@@ -116,6 +119,7 @@ class Threads:
         for ticket in list(self._out):
             ticket.abandon()
         with self._lock:
+            self._closed = True
             for _ in range(self._free):
                 self._calls.put(None)
             self._free = 0

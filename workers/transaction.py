@@ -69,21 +69,30 @@ def record_on_commit(engine: Engine, schema: str) -> None:
 
     @hooks.listens_for(engine, "commit")
     def _record(connection: Connection) -> None:
-        job: Job = connection.info.pop(_JOB)
-        cursor = connection.connection.cursor()
         try:
-            if job.lease is not None:
-                cursor.execute(sql("finish_done", schema), keys([job]) | leases([job]))
-                if not cursor.fetchall():
-                    raise SupersededError(_SUPERSEDED)
-            else:
-                cursor.execute(_commit_done(job, schema))
-        except psycopg.errors.UniqueViolation as error:
-            if error.diag.schema_name != schema or not (error.diag.table_name or "").startswith("delivery"):
-                raise
-            raise SupersededError(_SUPERSEDED) from None
-        finally:
-            cursor.close()
+            _write_outcome(connection, connection.info.pop(_JOB), schema)
+        except BaseException:
+            # SQLAlchemy takes the transaction for ended: left open, it would be the next one's on this connection.
+            try:
+                connection.connection.rollback()
+            except BaseException:
+                connection.invalidate()
+            raise
+
+
+def _write_outcome(connection: Connection, job: Job, schema: str) -> None:
+    if job.lease is not None:
+        finished = connection.exec_driver_sql(sql("finish_done", schema), keys([job]) | leases([job]))
+        if not finished.fetchall():
+            raise SupersededError(_SUPERSEDED)
+        return
+    try:
+        connection.exec_driver_sql(_commit_done(job, schema), execution_options={"no_parameters": True})
+    except sqlalchemy.exc.IntegrityError as error:
+        violated = getattr(error.orig, "diag", None)
+        if violated is None or violated.schema_name != schema or not violated.table_name.startswith("delivery"):
+            raise
+        raise SupersededError(_SUPERSEDED) from None
 
 
 def _commit_done(job: Job, schema: str) -> str:

@@ -169,6 +169,35 @@ def test_a_retry_whose_lease_was_taken_changes_nothing(outbox: Any, work: Any, u
     assert outbox.one("SELECT state, attempts FROM outbox.delivery") == ("retrying", 1)
 
 
+@EITHER
+def test_a_superseded_run_leaves_nothing_on_its_connection_for_the_next_one(
+    outbox: Any, work: Any, until: Any, event: str, handler: str
+) -> None:
+    app = workers.App()
+
+    @both(app, concurrency=1)
+    def _(context: workers.Context, n: int) -> Any:
+        yield INSERT, {"n": n}
+        if n == 1:
+            outbox.sql.execute("UPDATE outbox.delivery SET lease = gen_random_uuid(), due_at = now() + interval '1 h'")
+
+    outbox.attach(handler, event)
+    outbox.write(event, {"n": 1})
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, %s, created_at, 'retrying', 1, now() FROM outbox.event",
+        [handler],
+    )
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.one("SELECT due_at > now() + interval '30 min' FROM outbox.delivery"))
+        outbox.publish(event, {"n": 2}, {"n": 3})
+        await until(lambda: outbox.count("done") == 2)
+
+    work(app, scenario)
+    assert effects(outbox) == [2, 3]
+
+
 @pytest.mark.parametrize("what", ["commit", "rollback", "begin"])
 def test_ending_the_workers_transaction_is_refused_with_advice(outbox: Any, work: Any, until: Any, what: str) -> None:
     app = workers.App()
