@@ -70,6 +70,13 @@ _INSERT = insert(
     )
 )
 
+# The same for drivers with this style of parameters (psycopg's), handed to them as it is: a third of the time above the
+# driver's own is SQLAlchemy's compiled form, and every request that adds an event pays it.
+_PYFORMAT = (
+    f"INSERT INTO {SCHEMA}.event (id, name, key, payload, headers)"
+    " VALUES (%(id)s, %(name)s, %(key)s, %(payload)s::json, %(headers)s::json)"
+)
+
 
 class PendingEvents:
     """The events that one flush of a session will write."""
@@ -125,11 +132,15 @@ def write(connection: Connection, events: Sequence[Event]) -> None:
 
     Raises `TargetError` for a database other than PostgreSQL and `SchemaError` when the tables are missing.
     """
-    if connection.dialect.name != "postgresql":
-        raise TargetError(f"events are stored in PostgreSQL, and this database is {connection.dialect.name}")
+    dialect = connection.dialect
+    if dialect.name != "postgresql":
+        raise TargetError(f"events are stored in PostgreSQL, and this database is {dialect.name}")
     rows = [row(each) for each in events]
     try:
-        connection.execute(_INSERT, rows if len(rows) > 1 else rows[0])
+        if dialect.paramstyle == "pyformat" and not connection.get_execution_options().get("schema_translate_map"):
+            connection.exec_driver_sql(_PYFORMAT, rows if len(rows) > 1 else rows[0])
+        else:
+            connection.execute(_INSERT, rows)
     except ProgrammingError as error:
         if sqlstate(error) in _UNDEFINED:
             raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error

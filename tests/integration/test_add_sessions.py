@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column, sessionmaker
 
 import outbox
-from outbox import schema, testing
+from outbox import migrations, schema, testing
 from outbox.payload import MAX_BYTES
 
 
@@ -195,6 +195,21 @@ def test_a_connection_in_autocommit_writes_each_event_at_once(engine: Engine) ->
         outbox.add(session, "three")
         session.flush()
         assert names(engine) == ["one", "two", "two", "three"]
+
+
+def test_an_engine_that_translates_schemas_is_obeyed(engine: Engine, database_url: str) -> None:
+    migrations.apply(database_url, "tenant")
+    tenant = engine.execution_options(schema_translate_map={"outbox": "tenant"})
+    with Session(tenant) as session:
+        event = outbox.add(session, "one", text="ü", _key="k", _headers={"a": "b"})
+        outbox.add(session, "two")
+        session.commit()
+    with tenant.begin() as connection:
+        outbox.add(connection, "three")
+        found = testing.added(connection, committed=True)
+    assert [each.name for each in found] == ["one", "two", "three"]
+    assert (found[0].payload, found[0].key, found[0].headers) == (event.payload, "k", {"a": "b"})
+    assert names(engine) == []
 
 
 def test_a_closed_connection_takes_no_event(engine: Engine) -> None:
