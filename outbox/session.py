@@ -18,16 +18,17 @@ from uuid import UUID
 from sqlalchemy import (
     JSON,
     BindParameter,
+    Column,
     ColumnElement,
     Connection,
+    MetaData,
+    Table,
     Text,
     Uuid,
     cast,
-    column,
     insert,
     inspect,
     select,
-    table,
     type_coerce,
 )
 from sqlalchemy import event as hooks
@@ -57,16 +58,18 @@ class _Written(UserDefinedType[str]):
         return cast(type_coerce(bindvalue, Text()), JSON)
 
 
-# Only the columns that are sent, so that the statement is cheap to look up in SQLAlchemy's cache.
+# Only the columns that are sent, so that the statement is cheap to look up in SQLAlchemy's cache. A Table and not a
+# table(), which a schema_translate_map passes by.
 _INSERT = insert(
-    table(
+    Table(
         "event",
-        column("id", Uuid()),
-        column("name", Text()),
-        column("key", Text()),
-        column("payload", _Written()),
-        column("headers", _Written()),
-        schema=SCHEMA,
+        MetaData(schema=SCHEMA),
+        Column("id", Uuid()),
+        Column("name", Text()),
+        Column("key", Text()),
+        Column("payload", _Written()),
+        Column("headers", _Written()),
+        implicit_returning=False,
     )
 )
 
