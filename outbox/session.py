@@ -73,8 +73,8 @@ _INSERT = insert(
     )
 )
 
-# The same for drivers with this style of parameters (psycopg's), handed to them as it is: a third of the time above the
-# driver's own is SQLAlchemy's compiled form, and every request that adds an event pays it.
+# The same for drivers with psycopg's style of parameters, handed to them as it is: SQLAlchemy's compiled form takes
+# about 30 µs more, a tenth of what the first event of a request costs (benchmarks/add_cost.py).
 _PYFORMAT = (
     f"INSERT INTO {SCHEMA}.event (id, name, key, payload, headers)"
     " VALUES (%(id)s, %(name)s, %(key)s, %(payload)s::json, %(headers)s::json)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
@@ -13,12 +14,18 @@ import pytest
 from sqlalchemy import Engine, ForeignKey, create_engine, text
 from sqlalchemy import event as hooks
 from sqlalchemy.exc import IntegrityError, InternalError, InvalidRequestError, ResourceClosedError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column, scoped_session, sessionmaker
 
 import outbox
 from outbox import migrations, schema, testing
 from outbox.payload import MAX_BYTES
+
+
+@dataclass
+class Many:
+    number: int
+    __event__ = "many"
 
 
 class Base(DeclarativeBase):
@@ -267,6 +274,41 @@ def test_an_async_sessionmaker_s_transaction_commits_its_events(database_url: st
 
     asyncio.run(run())
     assert sorted(names(engine)) == ["begun", "inside", "task0", "task1", "task2"]
+
+
+def test_every_kind_of_target_takes_many_and_executes_the_statement(database_url: str, engine: Engine) -> None:
+    made = sessionmaker(engine)
+
+    def fill(target: Any) -> None:
+        added = outbox.add_many(target, Many, [Many(1), {"number": 2}], _key=lambda body: "k", _headers={"a": "b"})
+        assert [(event.name, event.key, event.headers) for event in added] == [("many", "k", {"a": "b"})] * 2
+        target.execute(outbox.insert(Many(3), _key="k"))
+        target.commit()
+
+    async def fill_asynchronously() -> None:
+        engine = create_async_engine(driver_url(database_url))
+        scoped = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
+        for target in (AsyncSession(engine), scoped):
+            outbox.add_many(target, "many", [{"number": 1}, {"number": 2}], _key="k")
+            await target.flush()
+            await target.execute(outbox.insert("many", number=3, _key="k"))
+            await target.commit()
+            await target.close()
+        async with engine.begin() as connection:
+            with pytest.raises(outbox.TargetError, match="run_sync"):
+                outbox.add_many(connection, "many", [{}])  # type: ignore[arg-type]
+            await connection.run_sync(outbox.add_many, "many", [{"number": 1}, {"number": 2}], _key="k")
+            await connection.execute(outbox.insert("many", number=3, _key="k"))
+        await engine.dispose()
+
+    with made() as session, engine.connect() as connection:
+        for target in (session, scoped_session(made), connection):
+            fill(target)
+    asyncio.run(fill_asynchronously())
+    with engine.connect() as connection:
+        found = testing.added(connection, committed=True)
+    assert sorted(event.payload["number"] for event in found) == [1] * 6 + [2] * 6 + [3] * 6
+    assert {(event.name, event.key) for event in found} == {("many", "k")}
 
 
 def test_threads_with_a_session_each_do_not_meet(engine: Engine) -> None:

@@ -268,6 +268,12 @@ def test_a_pipe_gets_whole_rows_without_colours(capsys: pytest.CaptureFixture[st
     assert lines[1].rstrip().endswith("1,234")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["replay", "--help"], ["sing"], ["status"]], ids=" ".join)
+def test_what_is_no_terminal_gets_no_escape_codes(arguments: list[str]) -> None:
+    result = run(*arguments, TERM="xterm-256color", COLORTERM="truecolor")
+    assert "\x1b" not in result.stdout + result.stderr
+
+
 def test_a_terminal_has_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
