@@ -169,7 +169,7 @@ delivery = Table(
     CheckConstraint("state IN ('done', 'retrying', 'dead')"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
     CheckConstraint("lease IS NULL OR state = 'retrying'"),
-    Index("delivery_due", "due_at", postgresql_where=text("state = 'retrying'")),
+    Index("delivery_due", "handler", "due_at", postgresql_where=text("state = 'retrying'")),
     postgresql_partition_by="RANGE (event_created_at)",
 )
 

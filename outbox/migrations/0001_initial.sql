@@ -105,7 +105,7 @@ CREATE TABLE {schema}.delivery (
   updated_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (event_id, handler, event_created_at)
 ) PARTITION BY RANGE (event_created_at);
-CREATE INDEX delivery_due ON {schema}.delivery (due_at) WHERE state = 'retrying';
+CREATE INDEX delivery_due ON {schema}.delivery (handler, due_at) WHERE state = 'retrying';
 CREATE TABLE {schema}.delivery_default PARTITION OF {schema}.delivery DEFAULT;
 COMMENT ON COLUMN {schema}.delivery.due_at IS 'when to try again; while a worker holds the lease, when that ends';
 

@@ -10,6 +10,7 @@ import pytest
 
 import workers
 from outbox.names import stream_key
+from workers.queries import sql
 
 FAST = workers.Backoff(initial=0.01, jitter=0)
 
@@ -460,3 +461,30 @@ def test_errors_and_payloads_are_never_logged(outbox: Any, work: Any, until: Any
     assert "delivery.retry" in logged
     assert "delivery.dead" in logged
     assert "4111" not in logged
+
+
+@pytest.mark.parametrize("statement", ["claim", "refresh"])
+def test_retries_that_wait_at_one_handler_cost_the_others_nothing(statement: str, outbox: Any) -> None:
+    outbox.attach("crowded", "e")
+    outbox.attach("calm", "f")
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT gen_random_uuid(), 'crowded', now(), 'retrying', 1, now() FROM generate_series(1, 5000)"
+    )
+    outbox.sql.execute("ANALYZE outbox.delivery")
+    plan = outbox.sql.execute(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {sql(statement, 'outbox')}",
+        {"handlers": ["calm"], "limits": [10], "lease": 10.0},
+    ).fetchone()[0]
+    assert removed(plan) < 10
+
+
+def removed(plan: Any) -> int:
+    """Rows that some node of the plan read in vain."""
+    if isinstance(plan, list):
+        return sum(map(removed, plan))
+    if isinstance(plan, dict):
+        return int(plan.get("Rows Removed by Filter", 0)) + sum(
+            removed(value) for value in plan.values() if isinstance(value, list | dict)
+        )
+    return 0
