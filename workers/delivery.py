@@ -17,38 +17,66 @@ BATCH = 1000
 
 
 class Recorder:
-    """Takes the outcome of every attempt. While one batch is being written the next one gathers."""
+    """Takes the outcome of every attempt. While one batch is being written the next one gathers.
+
+    Recording and acknowledging go on side by side: while Redis is away outcomes still reach PostgreSQL.
+    """
 
     def __init__(self, database: Database, redis: Redis, log: Any) -> None:
         self._database = database
         self._redis = redis
         self._log = log
         self._pending: list[tuple[Job, Outcome | None]] = []
-        self._wake = asyncio.Event()
+        self._recorded: list[Job] = []
+        self._open = 0
+        self._to_record = asyncio.Event()
+        self._to_acknowledge = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def add(self, job: Job, outcome: Outcome | None) -> None:
         """Record an outcome; None means that PostgreSQL holds one already."""
         self._pending.append((job, outcome))
-        if not self._wake.is_set():
-            self._wake.set()
-            self._idle.clear()
+        self._open += 1
+        self._idle.clear()
+        self._to_record.set()
 
     async def drained(self) -> None:
         """Wait until everything that was added is recorded and acknowledged."""
         await self._idle.wait()
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
+    async def record(self) -> None:
+        """Write outcomes until cancelled."""
         while True:
-            if not self._pending:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
+            await self._to_record.wait()
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            if not self._pending:
+                self._to_record.clear()
             await self._record(batch)
-            await self.acknowledge([job for job, _ in batch])
+            jobs = [job for job, _ in batch]
+            self._recorded += [job for job in jobs if job.entries()]
+            self._to_acknowledge.set()
+            self._release([job for job in jobs if not job.entries()])
+
+    async def acknowledge(self) -> None:
+        """XACK what was recorded until cancelled."""
+        while True:
+            await self._to_acknowledge.wait()
+            self._to_acknowledge.clear()
+            jobs, self._recorded = self._recorded, []
+            entries: dict[Source, list[bytes]] = defaultdict(list)
+            for job in jobs:
+                for source, entry_id in job.entries():
+                    entries[source].append(entry_id)
+            await self.acknowledge_entries(entries)
+            self._release(jobs)
+
+    def _release(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.lane.release(job)
+        self._open -= len(jobs)
+        if not self._open:
+            self._idle.set()
 
     async def _record(self, batch: list[tuple[Job, Outcome | None]]) -> None:
         done: list[Job] = []
@@ -82,18 +110,6 @@ class Recorder:
             await self._database.fetch("dead", facts)
         else:
             await self._database.fetch("finish_dead", facts | {"lease": job.lease, "cost": cost})
-
-    async def acknowledge(self, jobs: list[Job]) -> None:
-        """XACK the entries of these jobs, whose outcomes PostgreSQL holds, and let them go."""
-        entries: dict[Source, list[bytes]] = defaultdict(list)
-        for job in jobs:
-            if job.source is not None:
-                entries[job.source].append(job.entry_id)
-            for source, entry_id in job.twins or ():
-                entries[source].append(entry_id)
-        await self.acknowledge_entries(entries)
-        for job in jobs:
-            job.lane.release(job)
 
     async def acknowledge_entries(self, entries: dict[Source, list[bytes]]) -> None:
         """XACK, however long Redis is away."""

@@ -51,6 +51,11 @@ class Job:
         self.twins: list[tuple[Source, bytes]] | None = None
         """Other entries of the same event, acknowledged together with this one."""
 
+    def entries(self) -> list[tuple[Source, bytes]]:
+        """The stream entries that are acknowledged when this is over: none for a retry that was never read here."""
+        own = [] if self.source is None else [(self.source, self.entry_id)]
+        return own + self.twins if self.twins else own
+
     def event(self) -> Event:
         """The event as a handler sees it."""
         return Event(

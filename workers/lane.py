@@ -232,9 +232,7 @@ class Lane:
         """Nothing is left to do for this delivery here."""
         if self.active.get(job.event_id) is job:
             del self.active[job.event_id]
-        if job.source is not None:
-            job.source.inflight.pop(job.entry_id, None)
-        for source, entry_id in job.twins or ():
+        for source, entry_id in job.entries():
             source.inflight.pop(entry_id, None)
         if self._measured is not None and self._measured[0] is job:
             seconds, self._measured = self._loop.time() - self._measured[1], None

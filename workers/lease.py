@@ -195,8 +195,7 @@ class Leases:
         """Let others have these deliveries at once. They cost no attempt."""
         entries: dict[Source, list[bytes]] = {}
         for job in jobs:
-            pairs = [(job.source, job.entry_id)] if job.source is not None else []
-            for source, entry_id in pairs + (job.twins or []):
+            for source, entry_id in job.entries():
                 entries.setdefault(source, []).append(entry_id)
         retries = [job for job in jobs if job.lease is not None]
         if retries:

@@ -129,7 +129,8 @@ class Worker:
         await self.refresh()
         self._reading = [self._serve(self._consumer.run()), self._serve(self._retries.run())]
         self._reading.append(self._serve(self._leases.take_over()))
-        self._serve(self._recorder.run())
+        self._serve(self._recorder.record())
+        self._serve(self._recorder.acknowledge())
         self._serve(self._leases.keep_entries())
         self._serve(self._leases.keep_retries())
         self._serve(self._keep_fresh())

@@ -168,6 +168,38 @@ def test_whatever_redis_forgets_the_worker_goes_on_and_effects_are_once(
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
 
 
+def test_while_redis_is_away_outcomes_still_reach_postgres(
+    outbox: Any, work: Any, until: Any, redis_server: Any
+) -> None:
+    app, started, go = workers.App(), asyncio.Event(), asyncio.Event()
+
+    @app.handler("e")
+    async def h(n: int) -> None:
+        if n == 1:
+            started.set()
+            await go.wait()
+
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 1})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await started.wait()
+        redis_server.kill()
+        go.set()
+        await until(lambda: outbox.count("done") == 1)
+        # Its acknowledgement waits for Redis; a retry, driven from PostgreSQL, does not.
+        outbox.write("e", {"n": 2})
+        outbox.sql.execute(
+            "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+            " SELECT id, 'h', created_at, 'retrying', 1, now() FROM outbox.event WHERE payload->>'n' = '2'"
+        )
+        await until(lambda: outbox.count("done") == 2)
+        await asyncio.to_thread(redis_server.start)
+        await until(lambda: not worker._lanes["h"].active)
+
+    work(app, scenario)
+
+
 def test_killed_client_connections_lose_nothing(outbox: Any, work: Any, until: Any) -> None:
     outbox.attach("h", "e")
 
