@@ -21,7 +21,7 @@ from console.servers import Redis
 from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 
-TURNS = 3
+TURNS = 2
 WRITERS = 4
 
 Loss: TypeAlias = Callable[[Any, Redis], None]

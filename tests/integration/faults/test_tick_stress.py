@@ -23,7 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 import outbox
 from relay import pacing
 
-TURNS = 2
+TURNS = 1
 BURSTS = 3
 LAST = "last"
 NAMES = ("left", "right")
