@@ -138,11 +138,11 @@ def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Path]]:
 
 
 def wait_for(condition: Callable[[], Any], what: str, logs: list[Path]) -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (value := condition()):
         said = "".join(log.read_text() for log in logs)
         assert "permission denied" not in said, said
-        assert time.monotonic() < deadline, f"{what} did not come within 30 s\n{said}"
+        assert time.monotonic() < deadline, f"{what} did not come within 60 s\n{said}"
         time.sleep(0.01)
     return value
 

@@ -24,7 +24,7 @@ from outbox.settings import Settings
 from relay import Relay
 
 
-def wait_for(condition: Callable[[], Any], what: str = "the state", timeout: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str = "the state", timeout: float = 60.0) -> Any:
     """Wait until the condition holds, and return its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -209,7 +209,7 @@ class Process:
     def terminate(self) -> int:
         """SIGTERM; the exit status."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=20)
+        return self.popen.wait(timeout=60)
 
 
 class Thread:
@@ -229,7 +229,7 @@ class Thread:
 
     def stop(self) -> None:
         self.relay.stop()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
 
     def __enter__(self) -> Thread:

@@ -133,7 +133,7 @@ def test_the_command_says_what_is_missing_and_fails(
     settings: Settings, empty_database_url: str, start_relay: Callable[..., Any]
 ) -> None:
     refused = start_relay(changed(settings, database_url=empty_database_url))
-    assert refused.popen.wait(timeout=20) == 1
+    assert refused.popen.wait(timeout=60) == 1
     assert "run `outbox migrate`" in refused.output()
     assert "Traceback" not in refused.output()
 
@@ -231,7 +231,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_showing_it(
         "PATH": os.environ["PATH"],
     } | {f"OUTBOX_{name.upper()}": url for name, url in urls.items()}
     found = subprocess.run(
-        [sys.executable, "-m", "console.main", "relay"], env=environment, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "console.main", "relay"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert found.returncode == 1
     assert "percent-encoded" in found.stderr

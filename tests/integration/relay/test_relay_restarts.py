@@ -78,7 +78,7 @@ def test_a_standby_server_is_refused(
     server.start()
     try:
         refused = start_relay()
-        assert refused.popen.wait(timeout=20) == 1
+        assert refused.popen.wait(timeout=60) == 1
         assert "is a standby" in refused.output()
         assert "OUTBOX_RELAY_DATABASE_URL" in refused.output()
     finally:
