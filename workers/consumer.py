@@ -59,6 +59,7 @@ class Consumer:
         self._quiet_until = 0.0
         self._loop = asyncio.get_running_loop()
         self._admitting: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
         self._stopping = False
 
     def wake(self) -> None:
@@ -77,10 +78,12 @@ class Consumer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Serve until stopped."""
+        """Serve until stopped. Raises what made it impossible to take in what was read."""
         look_at = self._loop.time() + BLOCK
         try:
             while not self._stopping:
+                if self._error is not None:
+                    raise self._error
                 if self._loop.time() >= look_at:
                     look_at = self._loop.time() + BLOCK
                     self.look_everywhere()
@@ -130,7 +133,13 @@ class Consumer:
             if found:
                 task = asyncio.create_task(self._admit(source, found, full=len(found) == count))
                 self._admitting.add(task)
-                task.add_done_callback(self._admitting.discard)
+                task.add_done_callback(self._admitted)
+
+    def _admitted(self, task: asyncio.Task[None]) -> None:
+        self._admitting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = error
+            self._wake.set()
 
     async def _heal(self, source: Source) -> None:
         """Make a group that is missing: at 0 on the catch-up stream; on the main stream at `done_to`, if attached."""

@@ -193,7 +193,7 @@ class Worker:
         self._stopped = True
         if hasattr(self, "_reading"):
             await self._wind_down()
-        await _end(self._tasks)
+        await end(self._tasks)
         for execution in self._executions:
             with contextlib.suppress(Exception):
                 await execution.close()
@@ -211,7 +211,7 @@ class Worker:
         self._consumer.stop()
         self._retries.stop()
         await asyncio.wait(self._reading[:2], timeout=INTERRUPT_GRACE)
-        await _end(self._reading)
+        await end(self._reading)
         rest = [job for lane in self._lanes.values() for job in lane.take_back()]
         await self._briefly(self._leases.hand_back(rest))
         running = asyncio.create_task(self._runs_over())
@@ -271,7 +271,7 @@ class Worker:
                 await registration.claim_prefix(self._redis, self._settings.prefix, self._owner)
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
+async def end(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel tasks until they are over. Once is not enough: `asyncio.wait_for` of Python 3.11, which the Redis client
     uses, drops a cancellation that comes together with its result."""
     while running := [task for task in tasks if not task.done()]:
