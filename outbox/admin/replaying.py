@@ -46,6 +46,7 @@ def replay(
     actor: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Replayed:
     """Put the dead letters that fit back, the oldest first; their handlers run them again with all their attempts.
 
@@ -68,7 +69,7 @@ def replay(
         asked: dict[str, Any] = {**which.parameters(), "began": row[1], **_after(None)}
         detail = {"filter": which.described(), "count": total, "limit": limit, "rate": rate}
         done = 0
-        began = time.monotonic()
+        began = clock()
         while done < total:
             asked["batch"] = batch_size(total - done, rate)
             with connection.transaction():
@@ -83,7 +84,7 @@ def replay(
             done += len(found)
             progress(done, total)
             if rate is not None and done < total:
-                sleep(pause(done, rate, time.monotonic() - began))
+                sleep(pause(done, rate, clock() - began))
     return Replayed(asked=total, count=done)
 
 

@@ -201,7 +201,12 @@ def test_a_missing_schema_and_a_missing_server_say_what_to_do(empty_database_url
 
 
 def test_events_come_latest_first_with_what_became_of_them(db: Db) -> None:
-    db.execute("INSERT INTO outbox.event (name, key, payload) VALUES ('a', 'k1', '{\"n\":  1e2}'), ('b', 'k2', '{}')")
+    # Ids of one millisecond have no order: these are of two.
+    db.execute(
+        "INSERT INTO outbox.event (id, name, key, payload) VALUES"
+        " ('01890a5d-ac96-774b-bcce-b302099a8057', 'a', 'k1', '{\"n\":  1e2}'),"
+        " ('01890a5d-ac97-774b-bcce-b302099a8057', 'b', 'k2', '{}')"
+    )
     deliver(db, "h", "retrying", 1)
     deliver(db, "g", "done", 1)
     found = admin.events(db)
