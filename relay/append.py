@@ -76,7 +76,8 @@ class Appender:
         try:
             if not self._sent:
                 self._connect()
-            if all(connection is self._connection for connection, _ in self._sent) and sent:
+            usable = self._connection is not None and all(used is self._connection for used, _ in self._sent)
+            if usable and sent:
                 self._connection.send_packed_command(list(map(self._command, sent, expected)))
         except (redis.RedisError, OSError) as error:
             self._drop(error)
@@ -107,8 +108,12 @@ class Appender:
     def _unpublished(self, append: Append) -> Append:
         """After taking over, Redis may be ahead of the bookmark: what it has already is left out."""
         last = self.last.setdefault(append.key, NEW)
-        end = Position.parse(self._ends.setdefault(append.key, last))
-        return Append(append.key, append.name, append.entries.after(end))
+        return self._behind(append, self._ends.setdefault(append.key, last))
+
+    @staticmethod
+    def _behind(append: Append, last: bytes) -> Append:
+        """What of an append is not in a stream that ends at `last`."""
+        return Append(append.key, append.name, append.entries.after(Position.parse(last)))
 
     def _give_up(self, key: str) -> None:
         """What is on its way to a stream that lost data must not get there over the hole: it was refused already."""
@@ -136,6 +141,8 @@ class Appender:
             return None
         # Whatever is behind it was refused too. Its answers are not read: it is settled by calls of its own.
         self.close()
+        # The last one's answer may have told that this one is there too.
+        append = self._behind(append, self.last[append.key])
         while append.entries:
             answer = self._patience.insist(lambda append=append: self._call(append))  # type: ignore[misc]
             expected, actual = Position.parse(self.last[append.key]), Position.parse(answer)
@@ -145,7 +152,7 @@ class Appender:
                 # A lost reply, or another leader was here.
                 self._check_lead()
             self.last[append.key] = answer
-            append = Append(append.key, append.name, append.entries.after(actual))
+            append = self._behind(append, answer)
         return None
 
     def _connect(self) -> None:
