@@ -24,8 +24,8 @@ from workers.job import Job
 from workers.threads import Threads
 from workers.transaction import HandlerSession, finish, record_on_commit, repeatable
 
-REPEATS = 5
-"""How often a transaction that failed through no fault of the handler is tried again in place."""
+REPEATS = 10
+"""How often a transaction that failed through no fault of the handler is tried again in place: for some 5 seconds."""
 
 IDLE_MARGIN = 10.0
 """Seconds beyond its timeout after which the server ends a handler's idle transaction."""
@@ -145,7 +145,7 @@ class Execution:
                 self._log.warning("transaction.repeated", event_id=job.event_id, why=why)
                 if why == "connection" and await self._recorded(job):
                     return True
-                await asyncio.sleep(0.02 * 2**repeat * (0.5 + random()))
+                await asyncio.sleep(min(1.0, 0.02 * 2**repeat) * (0.5 + random()))
         raise AssertionError("unreachable")
 
     async def _recorded(self, job: Job) -> bool:

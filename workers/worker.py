@@ -103,6 +103,9 @@ class Worker:
         url, schema = self._settings.libpq_url(), self._settings.schema_name
         self._databases = [Database(url, schema, self._up, self._log) for _ in range(3)]
         lookups, outcomes, control = self._databases
+        for database in self._databases:
+            # Now, before the handlers' own connections take all that the server has.
+            await database.query("SELECT", {})
         redis_url = self._settings.redis_url.get_secret_value()
         self._redis = link.connect(redis_url)
         self._bell = link.connect(redis_url, timeout=10.0)

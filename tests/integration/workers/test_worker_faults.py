@@ -132,6 +132,7 @@ def test_while_postgres_is_away_nothing_is_acknowledged_and_afterwards_all_drain
     work(app, scenario)
     assert effects(outbox) == list(range(100))
     assert set(plain) == set(range(300))
+    assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
 
 
 @pytest.mark.parametrize("fault", ["restarted empty", "FLUSHALL", "DEL", "XGROUP DESTROY", "XGROUP DELCONSUMER"])
@@ -263,23 +264,25 @@ def test_runs_that_swallow_their_cancellation_starve_no_other_of_connections(
 ) -> None:
     app, release = workers.App(), asyncio.Event()
 
-    @app.handler("e", timeout=0.2, concurrency=3, max_attempts=1)
+    @app.handler("e", timeout=1.0, concurrency=2, max_attempts=1)
     async def h(n: int, session: AsyncSession) -> None:
         await session.execute(INSERT, {"n": n})
-        while n < 6 and not release.is_set():
+        while n < 4 and not release.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await release.wait()
 
     outbox.attach("h", "e")
-    outbox.publish("e", *({"n": n} for n in range(8)))
+    outbox.publish("e", *({"n": n} for n in range(6)))
 
     async def scenario(worker: workers.Worker) -> None:
-        await until(lambda: outbox.count("dead") == 6 and outbox.count("done") == 2)
-        release.set()
+        try:
+            await until(lambda: outbox.count("dead") == 4 and outbox.count("done") == 2)
+        finally:
+            release.set()
         await until(lambda: not worker._lanes["h"]._abandoned)
 
     work(app, scenario)
-    assert effects(outbox) == [6, 7]
+    assert effects(outbox) == [4, 5]
 
 
 def test_an_integrity_error_inside_a_savepoint_is_the_handlers_own(outbox: Any, work: Any, until: Any) -> None:
@@ -440,21 +443,31 @@ def test_a_connection_that_dies_with_the_last_statement_applies_once(
 
 
 def test_more_runs_at_once_than_postgres_lets_in_cost_no_attempt(
-    outbox: Any, work: Any, until: Any, outage: Outage
+    outbox: Any, until: Any, outage: Outage, settings: Settings
 ) -> None:
     app = workers.App()
 
     @app.handler("e", concurrency=30)
     async def h(n: int, session: AsyncSession) -> None:
         await session.execute(INSERT, {"n": n})
+        await asyncio.sleep(0.01)
 
+    role = f"few_{outage.database}"
+    outage.admin.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 10 IN ROLE pg_read_all_data, pg_write_all_data")
+    outbox.sql.execute(f"GRANT USAGE ON SCHEMA outbox TO {role}")
+    url = settings.libpq_url().replace("postgres@", f"{role}@", 1)
+    limited = Settings(database_url=url, redis_url=settings.redis_url, _env_file=None)  # type: ignore[arg-type, call-arg]
     outbox.attach("h", "e")
-    outbox.publish("e", *({"n": n} for n in range(60)))
-    outage.admin.execute(f"ALTER DATABASE {outage.database} CONNECTION LIMIT 12")
+    outbox.publish("e", *({"n": n} for n in range(200)))
 
-    async def scenario(worker: workers.Worker) -> None:
-        await until(lambda: outbox.count("done") == 60)
+    async def main() -> None:
+        async with workers.Worker(app, limited):
+            await until(lambda: outbox.count("done") == 200)
 
-    work(app, scenario)
-    assert effects(outbox) == list(range(60))
+    try:
+        asyncio.run(main())
+    finally:
+        outbox.sql.execute(f"DROP OWNED BY {role}")
+        outage.admin.execute(f"DROP ROLE {role}")
+    assert effects(outbox) == list(range(200))
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
