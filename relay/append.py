@@ -23,6 +23,9 @@ from relay.wire import Entries
 
 log = structlog.get_logger()
 
+UNSENT = 0
+"""In place of a connection's number: over none."""
+
 NEW = b"0-0"
 """The last id of a stream that does not exist."""
 
@@ -59,7 +62,9 @@ class Appender:
         self._check_lead = check_lead
         self._connection: Any = None
         self._sha = ""
-        self._sent: deque[tuple[Any, list[Append]]] = deque()
+        self._connected = 0
+        """Numbers the connections: the pool gives the same object out again."""
+        self._sent: deque[tuple[int, list[Append]]] = deque()
         self._ends: dict[str, bytes] = {}
         """The last id of each stream when all that is sent is appended."""
 
@@ -73,20 +78,23 @@ class Appender:
         sent = [append for append in map(self._unpublished, appends) if append.entries]
         expected = [self._ends[append.key] for append in sent]
         self._ends |= {append.key: append.entries.final for append in sent}
+        over = UNSENT
         try:
             if not self._sent:
                 self._connect()
-            usable = self._connection is not None and all(used is self._connection for used, _ in self._sent)
-            if usable and sent:
-                self._connection.send_packed_command(list(map(self._command, sent, expected)))
+            # Behind one that will be sent again by itself it would only be refused.
+            if self._connection is not None and all(before == self._connected for before, _ in self._sent):
+                if sent:
+                    self._connection.send_packed_command(list(map(self._command, sent, expected)))
+                over = self._connected
         except (redis.RedisError, OSError) as error:
             self._drop(error)
-        self._sent.append((self._connection, sent))
+        self._sent.append((over, sent))
 
     def settle(self) -> list[Lost]:
         """Wait until the oldest submission is appended, however long Redis is away; return what could not be."""
-        connection, sent = self._sent.popleft()
-        answers = [self._answer(connection) for _ in sent]
+        over, sent = self._sent.popleft()
+        answers = [self._answer(over) for _ in sent]
         losses = [loss for pair in zip(sent, answers, strict=True) if (loss := self._conclude(*pair))]
         for loss in losses:
             self._give_up(loss.key)
@@ -123,12 +131,12 @@ class Appender:
     def _command(self, append: Append, expected: bytes) -> bytes:
         return wire.evalsha(self._sha, append.key, (expected, append.name), append.entries)
 
-    def _answer(self, connection: Any) -> bytes | None:
+    def _answer(self, over: int) -> bytes | None:
         """The next reply on the connection that was used; None when there is none to be had."""
-        if connection is None or connection is not self._connection:
+        if self._connection is None or over != self._connected:
             return None
         try:
-            answer: bytes = connection.read_response()
+            answer: bytes = self._connection.read_response()
             return answer
         except (redis.RedisError, OSError) as error:
             self._drop(error)
@@ -159,6 +167,7 @@ class Appender:
         if self._connection is None:
             self._sha = self.client.script_load(scripts.lua("append"))
             self._connection = self.client.connection_pool.get_connection()
+            self._connected += 1
 
     def _drop(self, error: Exception) -> None:
         log.warning("redis.away", error=f"{type(error).__name__}: {error}")

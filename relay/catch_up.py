@@ -26,8 +26,8 @@ log = structlog.get_logger()
 MOST_ENTRIES = 10_000
 """Entries of a catch-up stream at which its feed waits."""
 
-WAIT_FOR_ROOM = 0.02
-"""Seconds until a feed that waits for room looks again."""
+WAIT_FOR_ROOM = 0.02, 0.5
+"""Seconds until feeds that wait for room look again: at first, and in the end."""
 
 PIECE = 4000
 """Events after which a feed lets the others and the main feed go on. Fewer, and it would not catch up under load."""
@@ -186,6 +186,7 @@ class CatchUp:
         self.patience = patience
         self.main = main
         self._feeds: dict[str, Feed] = {}
+        self._waited = 0.0
 
     def step(self) -> float | None:
         """A piece of every feed. Returns the seconds until the next: 0 when there is more, None without any."""
@@ -203,7 +204,9 @@ class CatchUp:
             moved |= feed.step()
         if not detached:
             return None
-        return 0.0 if moved else WAIT_FOR_ROOM
+        shortest, longest = WAIT_FOR_ROOM
+        self._waited = 0.0 if moved else min(longest, max(shortest, 2 * self._waited))
+        return self._waited
 
     def forget(self, feed: Feed) -> None:
         """Drop a feed that has come to its end; should its handler be detached again, that is another feed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import psycopg
@@ -12,7 +12,7 @@ import redis
 import structlog
 
 from outbox.names import catch_up_key, stream_key
-from outbox.position import ORIGIN, Position
+from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
 from relay.append import Append, Appender, Lost
 from relay.handlers import Handlers
@@ -37,7 +37,7 @@ class Published:
 
 
 class MainFeed:
-    """Publishes ticks in order and keeps the bookmark."""
+    """Publishes ticks in order and keeps the bookmark. `go_on()` is asked before each chunk and raises to stop."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class MainFeed:
         handlers: Handlers,
         appender: Appender,
         patience: Patience,
+        go_on: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._client = client
@@ -59,6 +60,7 @@ class MainFeed:
         self._handlers = handlers
         self._appender = appender
         self._patience = patience
+        self._go_on = go_on
         self._floor = 0
         self._touched: set[str] = set()
         self._streams: dict[str, Position] = {}
@@ -132,6 +134,7 @@ class MainFeed:
         marked = time.monotonic()
         sent: deque[tick.Chunk] = deque()
         for chunk in tick.read(self._connection, self._schema, each, names, after) if names else ():
+            self._go_on()
             self._appender.submit(self._appends(chunk))
             sent.append(chunk)
             if len(sent) == IN_FLIGHT:
@@ -141,6 +144,8 @@ class MainFeed:
                 marked, noted = time.monotonic(), count
         while sent:
             count += self._settle(sent.popleft())
+        # The whole tick, also for names that are attached from here on.
+        self.position = Position(each.id, END)
         self._bookmark(count - noted)
         if count:
             log.debug("relay.published", tick=each.id, events=count)

@@ -35,8 +35,8 @@ log = structlog.get_logger()
 REFRESH_EVERY = 1.0
 """Seconds after which the handlers are looked at again while there is no quiet moment for it."""
 
-REDIS_TIMEOUT = 5.0
-"""Seconds without an answer after which Redis counts as away."""
+REDIS_TIMEOUT = 3.0
+"""Seconds without an answer after which Redis counts as away. Twice that must fit into the leader's session timeout."""
 
 
 class Relay:
@@ -82,6 +82,7 @@ class Relay:
             if not self._stopping:
                 raise
         finally:
+            self._doorbell.close()
             log.info("relay.stopped")
 
     def _wait(self, seconds: float) -> None:
@@ -118,10 +119,13 @@ class Relay:
         def check_lead() -> None:
             lead.check(connection, self._schema)
 
-        def pause(seconds: float) -> None:
-            self._doorbell.wait(seconds)
+        def go_on() -> None:
             if self._stopping:
                 raise Stopping
+
+        def pause(seconds: float) -> None:
+            self._doorbell.wait(seconds)
+            go_on()
             check_lead()
 
         client, sweep_client = self._redis(), self._redis()
@@ -139,6 +143,7 @@ class Relay:
             handlers=handlers,
             appender=appender,
             patience=patience,
+            go_on=go_on,
         )
         catch_up = CatchUp(
             connection,

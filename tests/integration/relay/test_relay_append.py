@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import redis as redis_client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from outbox.errors import LeadershipLostError
 from outbox.position import ORIGIN, Position
@@ -108,3 +110,23 @@ def test_a_trimmed_stream_has_lost_nothing(redis: redis_client.Redis) -> None:
     mine.submit([entries(*at(3))])
     assert mine.settle() == []
     assert stream(redis) == at(3)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 20), st.integers(1, 3))
+def test_a_log_of_which_another_leader_published_any_part_is_published_once(
+    redis: redis_client.Redis, sizes: list[int], theirs: int, in_flight: int
+) -> None:
+    redis.delete(KEY)
+    log = at(*range(1, sum(sizes) + 1))
+    chunks = [log[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    add_by_hand(redis, *log[:theirs])
+    mine = appender(redis)
+    for chunk in chunks:
+        mine.submit([entries(*chunk)])
+        if mine.in_flight == in_flight:
+            assert mine.settle() == []
+    while mine.in_flight:
+        assert mine.settle() == []
+    mine.close()
+    assert stream(redis) == log

@@ -81,6 +81,23 @@ def test_an_append_whose_reply_was_lost_is_not_repeated(
         assert box.attached("send")
 
 
+def test_chunks_of_a_large_tick_whose_replies_were_lost_are_not_repeated(
+    box: Any, settings: Settings, proxy: Proxy, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    through = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{proxy.port}/0")})
+    with run_relay(through):
+        box.subscribe("send", event="paid")
+        known = box.add("paid")
+        box.await_seqs(known, "paid")
+        proxy.mute()
+        seqs = box.add("paid", 5000)
+        # Two chunks are on their way at a time, the first of them of 250 events.
+        wait_for(lambda: box.redis.xlen("outbox:{paid}") > 251, "the second chunk")
+        proxy.cut()
+        box.await_seqs([*known, *seqs, *box.add("paid")], "paid")
+        assert box.attached("send")
+
+
 def test_redis_that_is_away_at_the_start_is_waited_for(
     box: Any, redis_server: Any, start_relay: Callable[..., Any]
 ) -> None:
