@@ -75,6 +75,9 @@ class Retries:
                 "handlers": array(list(rooms)),
                 "limits": array([str(room) for room in rooms.values()]),
                 "lease": self._lease,
+                # While one runs no other may even be claimed: it would die with this process unseen.
+                "suspects": not self._suspect_runs(),
+                "suspect": SUSPECT,
             },
         )
         taken = dict.fromkeys(rooms, 0)
@@ -105,12 +108,15 @@ class Retries:
         if job.lane.stopping or job.event_id in job.lane.active:
             return False
         if job.crashes >= SUSPECT:
-            other = self._suspect
-            if other is not None and other.lane.active.get(other.event_id) is other:
+            if self._suspect_runs():
                 return False
             self._suspect = job
         job.lane.active[job.event_id] = job
         return True
+
+    def _suspect_runs(self) -> bool:
+        job = self._suspect
+        return job is not None and job.lane.active.get(job.event_id) is job
 
     def _job(self, row: Any) -> Job:
         event_id, handler, at, attempts, crashes, lease, name, key, payload, headers = row

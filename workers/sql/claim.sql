@@ -1,6 +1,6 @@
 -- Takes due retries of these handlers under a lease, at most as many of each as it has room for. By the partial index
 -- delivery_due. A lease that ended without an outcome means that its worker died. The event comes from its partition or,
--- when that is gone, from the dead letter's copy.
+-- when that is gone, from the dead letter's copy. `suspects` says whether those whose worker died `suspect` times may come.
 WITH due AS MATERIALIZED (
   SELECT d.event_id, d.handler, d.event_created_at
     FROM unnest(%(handlers)s::text[], %(limits)s::integer[]) AS h (name, room)
@@ -8,6 +8,7 @@ WITH due AS MATERIALIZED (
      SELECT r.event_id, r.handler, r.event_created_at
        FROM {schema}.delivery AS r
       WHERE r.handler = h.name AND r.state = 'retrying' AND r.due_at <= clock_timestamp()
+         AND (%(suspects)s OR r.crashes + (r.lease IS NOT NULL)::integer < %(suspect)s)
       ORDER BY r.due_at
       LIMIT h.room
         FOR UPDATE SKIP LOCKED

@@ -474,7 +474,7 @@ def test_retries_that_wait_at_one_handler_cost_the_others_nothing(statement: str
     outbox.sql.execute("ANALYZE outbox.delivery")
     plan = outbox.sql.execute(
         f"EXPLAIN (ANALYZE, FORMAT JSON) {sql(statement, 'outbox')}",
-        {"handlers": ["calm"], "limits": [10], "lease": 10.0},
+        {"handlers": ["calm"], "limits": [10], "lease": 10.0, "suspects": True, "suspect": 2},
     ).fetchone()[0]
     assert removed(plan) < 10
 
