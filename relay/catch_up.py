@@ -12,6 +12,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
@@ -80,6 +81,7 @@ class Feed:
             if self._feeds.appender.settle():
                 self._restart()
                 return True
+            reach("feed.appended")
             rows += chunk.rows
             self.published += chunk.rows
             self._moved(chunk.last)
@@ -115,6 +117,7 @@ class Feed:
         log.warning("stream.lost", handler=self.handler.name, stream=self.key)
         self.close()
         self._feeds.patience.insist(lambda: self._feeds.client.delete(self.key))
+        reach("feed.forgotten")
         self._feeds.handlers.restart_feed(self.handler)
         self._feeds.forget(self)
 
@@ -143,6 +146,7 @@ class Feed:
         if position > self.fed:
             self.fed = position
         self._feeds.handlers.feed_moved(self.handler, self.fed)
+        reach("feed.moved")
 
     def _attach(self) -> None:
         feeds = self._feeds
@@ -151,7 +155,9 @@ class Feed:
         key = stream_key(feeds.prefix, event_name)
         # First the group, then the row: a crash in between repeats both.
         feeds.patience.insist(lambda: make_group(feeds.client, key, self.handler.name, position, move=True))
+        reach("feed.grouped")
         feeds.handlers.attach(self.handler)
+        reach("feed.attached")
         feeds.forget(self)
         log.info(
             "handler.attached",

@@ -11,6 +11,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
@@ -89,7 +90,10 @@ class MainFeed:
     def advance(self) -> int:
         """Take the next tick, if there is one, and publish it. Returns how many events it had."""
         taken = tick.take(self._connection, self._schema, self.tick, self._floor)
-        return 0 if taken is None else self._publish(taken)
+        if taken is None:
+            return 0
+        reach("relay.ticked")
+        return self._publish(taken)
 
     def attach_point(self, event_name: str) -> None:
         """Look where a main stream ends before its first handler is attached."""
@@ -107,7 +111,9 @@ class MainFeed:
                 # What it holds is fed again; left in place, the new feed would seem to be further than it is.
                 self._forget(catch_up_key(self._prefix, event_name, handler.name))
                 log.info("handler.detached", handler=handler.name, event_name=event_name, why="stream lost")
+        reach("relay.forgotten")
         self._handlers.detach(event_name, actual)
+        reach("relay.detached")
         self._appender.expect(stream_key(self._prefix, event_name), actual)
         self._streams[event_name] = actual
         self._tell()
@@ -135,7 +141,9 @@ class MainFeed:
         sent: deque[tick.Chunk] = deque()
         for chunk in tick.read(self._connection, self._schema, each, names, after) if names else ():
             self._go_on()
+            reach("relay.read")
             self._appender.submit(self._appends(chunk))
+            reach("relay.sent")
             sent.append(chunk)
             if len(sent) == IN_FLIGHT:
                 count += self._settle(sent.popleft())
@@ -160,6 +168,7 @@ class MainFeed:
 
     def _settle(self, chunk: tick.Chunk) -> int:
         losses = self._appender.settle()
+        reach("relay.appended")
         self.position = chunk.last
         self._touched.update(name.decode() for name in chunk.parts)
         for loss in losses:
@@ -190,6 +199,7 @@ class MainFeed:
                 "leader": self._leader,
             },
         )
+        reach("relay.bookmarked")
         self._tell()
 
     def _tell(self) -> None:

@@ -15,6 +15,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox.failpoints import reach
 from outbox.names import catch_up_key, owner_key, stream_key
 from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
@@ -106,6 +107,7 @@ class Sweep:
                 trim.setdefault(event_name, []).append(reached)
         for event_name, reached_by_each in trim.items():
             self._trim(stream_key(self._prefix, event_name), min(reached_by_each))
+            reach("sweep.trimmed")
 
     def _look(self, connection: psycopg.Connection, handler: Handler, published: Published) -> Position:
         """Advance one handler's `done_to` as far as it can be proved, and return it."""
@@ -153,6 +155,7 @@ class Sweep:
             holes = connection.execute(
                 scripts.sql("fill_holes", self._schema), _range(handler, own_tick, done.seq, upto, reached.seq)
             ).rowcount
+            reach("sweep.filled")
             if holes:
                 log.warning("sweep.holes", handler=handler.name, event_name=handler.event_name, events=holes)
             connection.execute(
@@ -160,6 +163,7 @@ class Sweep:
                 " AND (done_tick, done_seq) < (%(tick)s, %(seq)s)".encode(),
                 {"tick": reached.tick, "seq": reached.seq, "name": handler.name},
             )
+            reach("sweep.noted")
             done = reached
         self._settled[handler.name] = done
         return done
