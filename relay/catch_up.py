@@ -5,6 +5,7 @@ New handlers, lost Redis data and slow consumers are all the same to it: a posit
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from itertools import count
 
@@ -33,6 +34,9 @@ WAIT_FOR_ROOM = 0.02, 0.5
 PIECE = 4000
 """Events after which a feed lets the others and the main feed go on. Fewer, and it would not catch up under load."""
 
+PROGRESS_EVERY = 1.0
+"""Seconds between two lines in the log about a feed that takes longer."""
+
 _cursors = count()
 
 
@@ -50,6 +54,8 @@ class Feed:
         self._complete = -1
         self._started = False
         self.published = 0
+        self._first: int | None = None
+        self._reported = time.monotonic()
 
     def step(self) -> bool:
         """Put the next piece on the stream, or attach the handler when there is none. False if there is no room."""
@@ -85,6 +91,7 @@ class Feed:
             rows += chunk.rows
             self.published += chunk.rows
             self._moved(chunk.last)
+            self._report(chunk)
         return True
 
     def close(self) -> None:
@@ -147,6 +154,22 @@ class Feed:
             self.fed = position
         self._feeds.handlers.feed_moved(self.handler, self.fed)
         reach("feed.moved")
+
+    def _report(self, chunk: tick.Chunk) -> None:
+        """Say how far it is, once a second."""
+        if self._first is None:
+            self._first = chunk.last.seq - chunk.rows
+        now = time.monotonic()
+        if now - self._reported >= PROGRESS_EVERY:
+            self._reported = now
+            log.info(
+                "feed.progress",
+                handler=self.handler.name,
+                event_name=self.handler.event_name,
+                position=str(self.fed),
+                events=self.published,
+                percent=percent(self._first, self.fed.seq, self._feeds.last_seq()),
+            )
 
     def _attach(self) -> None:
         feeds = self._feeds
@@ -214,10 +237,22 @@ class CatchUp:
         self._waited = 0.0 if moved else min(longest, max(shortest, 2 * self._waited))
         return self._waited
 
+    def last_seq(self) -> int:
+        """The highest seq there is, of whatever name."""
+        query = f"SELECT coalesce(pg_sequence_last_value('{self.schema}.event_seq'), 0)"
+        row = self.connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return int(row[0])
+
     def forget(self, feed: Feed) -> None:
         """Drop a feed that has come to its end; should its handler be detached again, that is another feed."""
         feed.close()
         del self._feeds[feed.handler.name]
+
+
+def percent(first: int, at: int, last: int) -> int:
+    """How far a feed is that began at seq `first`: nearly all that is left of it lies between `at` and `last`."""
+    return min(100, max(0, 100 * (at - first) // max(1, last - first)))
 
 
 def make_group(client: redis.Redis, key: str, group: str, position: Position, *, move: bool = False) -> None:
