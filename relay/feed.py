@@ -85,15 +85,19 @@ class MainFeed:
             else:
                 self._streams[name] = expected
         for each in self._ticks_from(self.position.tick):
-            self._publish(each, after=self.position.seq if each.id == self.position.tick else -1)
+            after = self.position.seq if each.id == self.position.tick else -1
+            self._publish(each, self._chunks(each, after), after)
 
     def advance(self) -> int:
         """Take the next tick, if there is one, and publish it. Returns how many events it had."""
-        taken = tick.take(self._connection, self._schema, self.tick, self._floor)
+        names = sorted(self._handlers.attached_names)
+        taken = tick.take(self._connection, self._schema, self.tick, self._floor, names)
         if taken is None:
             return 0
         reach("relay.ticked")
-        return self._publish(taken)
+        if taken.rows is not None:
+            return self._publish(taken.tick, tick.chunks(taken.rows, taken.tick.id))
+        return self._publish(taken.tick, self._chunks(taken.tick, -1))
 
     def attach_point(self, event_name: str) -> None:
         """Look where a main stream ends before its first handler is attached."""
@@ -132,14 +136,17 @@ class MainFeed:
             yield from ticks
             start = ticks[-1].id + 1
 
-    def _publish(self, each: Tick, after: int = -1) -> int:
+    def _chunks(self, each: Tick, after: int) -> Iterator[tick.Chunk]:
+        names = sorted(self._handlers.attached_names)
+        return tick.read(self._connection, self._schema, each, names, after) if names else iter(())
+
+    def _publish(self, each: Tick, chunks: Iterator[tick.Chunk], after: int = -1) -> int:
         self.tick = each
         self.position = Position(each.id, max(after, 0))
-        names = sorted(self._handlers.attached_names)
         count = noted = 0
         marked = time.monotonic()
         sent: deque[tick.Chunk] = deque()
-        for chunk in tick.read(self._connection, self._schema, each, names, after) if names else ():
+        for chunk in chunks:
             self._go_on()
             reach("relay.read")
             self._appender.submit(self._appends(chunk))

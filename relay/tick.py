@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 """Payload bytes after which a chunk is closed."""
 
 SMALL = 256
-"""Rows of a batch that is read at once, and its transactions; a larger one goes through a cursor."""
+"""Rows of a batch that comes with its tick; a larger one goes through a cursor."""
 
 MOST_ROWS = 4000
 """Rows that are fetched at a time at the most."""
@@ -42,18 +42,38 @@ class Chunk:
     last: Position = ORIGIN
 
 
-def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int) -> Tick | None:
-    """Write the next tick if anything is new since `last`, durably, and return it. Its id is at least `floor`."""
-    row = connection.execute(
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A tick that was just taken, and the rows of its whole batch, in order, if that is small."""
+
+    tick: Tick
+    rows: psycopg.Cursor | None
+
+
+def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int, names: list[str]) -> Taken | None:
+    """Write the next tick if anything is new since `last`, durably, and return it. Its id is at least `floor`.
+
+    A small batch, what there is of the events of these names, comes with it.
+    """
+    cursor = connection.execute(
         scripts.sql("tick", schema),
         {
             "floor": max(last.id + 1, floor),
             "xmax": str(last.snapshot.xmax),
             "xip": [str(xid) for xid in last.snapshot.xip],
+            "names": names,
+            "limit": SMALL + 1 if names else 0,
         },
         prepare=True,
-    ).fetchone()
-    return None if row is None else Tick(row[0], Snapshot.parse(row[1]), last.snapshot)
+    )
+    result = cursor.pgresult
+    if result is None or not result.ntuples:
+        return None
+    number, snapshot = result.get_value(0, 7), result.get_value(0, 8)
+    assert number is not None
+    assert snapshot is not None
+    tick = Tick(int(number), Snapshot.parse(snapshot.decode("ascii")), last.snapshot)
+    return Taken(tick, cursor if result.ntuples <= SMALL else None)
 
 
 def load(
@@ -88,14 +108,7 @@ def read(connection: psycopg.Connection, schema: str, tick: Tick, names: list[st
         "names": names,
         "after": after,
     }
-    statement = scripts.sql("batch", schema)
-    if tick.snapshot.xmax - tick.since.xmax + len(tick.since.xip) <= SMALL:
-        with connection.cursor() as cursor:
-            cursor.execute(statement + b" LIMIT %(limit)s", {**parameters, "limit": SMALL + 1}, prepare=True)
-            if cursor.rowcount <= SMALL:
-                yield from chunks(cursor, tick.id)
-                return
-    with open_cursor(connection, "main_feed", statement, parameters) as cursor:
+    with open_cursor(connection, "main_feed", scripts.sql("batch", schema), parameters) as cursor:
         for rows in fetches(cursor, "main_feed"):
             yield from chunks(rows, tick.id)
 
@@ -147,7 +160,8 @@ def chunks(cursor: psycopg.Cursor, tick: int | None) -> Iterator[Chunk]:
     prefix = b"" if tick is None else b"%d-" % tick
     seq: Any = b"0"
     row_tick: Any = b"0"
-    for i in range(result.ntuples):
+    # A tick without an event of these names comes with a row without an event.
+    for i in range(result.ntuples if result.ntuples and value(0, 0) is not None else 0):
         if tick is None:
             row_tick = value(i, 7)
             prefix = row_tick + b"-"

@@ -36,17 +36,48 @@ def test_a_poll_and_a_small_read_do_not_scan_what_is_published_already(database_
             )
         if analyzed:
             writer.execute("VACUUM ANALYZE outbox.event")
-        taken = tick.take(connection, "outbox", last, 0)
-        assert taken is not None
-        assert sum(chunk.rows for chunk in tick.read(connection, "outbox", taken, ["a"], -1)) == PILE
+        found = tick.take(connection, "outbox", last, 0, ["a"])
+        assert found is not None
+        assert found.rows is None
+        assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == PILE
+        last = found.tick
         for _ in range(8):
             # As often as it takes for statements to be prepared and for the server to keep a plan.
             before = pages_touched(connection)
-            assert tick.take(connection, "outbox", taken, 0) is None
+            assert tick.take(connection, "outbox", last, 0, ["a"]) is None
             assert pages_touched(connection) - before <= MOST_PAGES
             writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
-            last, taken = taken, tick.take(connection, "outbox", taken, 0)
-            assert taken is not None
             before = pages_touched(connection)
-            assert sum(chunk.rows for chunk in tick.read(connection, "outbox", taken, ["a"], -1)) == 1
+            found = tick.take(connection, "outbox", last, 0, ["a"])
+            assert found is not None
+            assert found.rows is not None
+            assert sum(chunk.rows for chunk in tick.chunks(found.rows, found.tick.id)) == 1
             assert pages_touched(connection) - before <= MOST_PAGES
+            last = found.tick
+
+
+@pytest.mark.parametrize("names", [["a"], ["b"], ["a", "b"], []])
+def test_what_comes_with_a_tick_is_what_its_batch_has(database_url: str, names: list[str]) -> None:
+    with (
+        psycopg.connect(database_url) as early,
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        # Its transaction id is older than those of the next tick, its events come later.
+        early.execute("SELECT pg_current_xact_id()")
+        for turn in range(3):
+            writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}'), ('b', '{}'), ('c', '{}')")
+            if turn == 1:
+                early.execute("INSERT INTO outbox.event (name, payload) VALUES ('b', '{}'), ('a', '{}')")
+                early.commit()
+            found = tick.take(connection, "outbox", last, 0, names)
+            assert found is not None
+            assert found.rows is not None
+            last = found.tick
+            there = list(tick.chunks(found.rows, last.id))
+            (loaded,) = tick.load(connection, "outbox", last.id)
+            assert loaded == last
+            again = list(tick.read(connection, "outbox", loaded, names, -1))
+            assert [chunk.parts for chunk in there] == [chunk.parts for chunk in again]
+            assert sum(chunk.rows for chunk in there) == len(names) * (2 if turn == 1 else 1)
