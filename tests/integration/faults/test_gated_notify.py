@@ -108,9 +108,12 @@ def test_a_writer_that_read_awake_is_heard_while_another_one_stays_open(
         assert time.monotonic() - began < SOON
 
 
-def test_a_snapshot_older_than_the_relays_sleep_does_not_hide_it(relaying: Any, writer: psycopg.Connection) -> None:
+@pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
+def test_a_snapshot_older_than_the_relays_sleep_does_not_hide_it(
+    relaying: Any, writer: psycopg.Connection, level: psycopg.IsolationLevel
+) -> None:
     keep_awake(relaying)
-    writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    writer.isolation_level = level
     writer.execute("SELECT count(*) FROM outbox.handler")
     assert not relaying.asleep(), "the snapshot must be older than the relay's sleep"
     await_renewal(relaying)

@@ -178,13 +178,14 @@ class Box:
 class Process:
     """`outbox relay` as a process of its own, with its log."""
 
-    def __init__(self, log: Path, settings: Settings, *, level: str = "debug") -> None:
+    def __init__(self, log: Path, settings: Settings, *, level: str = "debug", failpoints: str = "") -> None:
         self.log = log
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
             "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
             "OUTBOX_SCHEMA": settings.schema_name,
             "OUTBOX_PREFIX": settings.prefix,
+            "OUTBOX_FAILPOINTS": failpoints,
         }
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
@@ -199,6 +200,20 @@ class Process:
         """Wait until its log says so."""
         wait_for(lambda: text in self.output() or self.popen.poll() is not None, f"{text!r} in the log")
         assert text in self.output(), self.output()
+
+    def pause(self) -> None:
+        """SIGSTOP, and wait until it stands still."""
+        self.popen.send_signal(signal.SIGSTOP)
+        self.await_pause()
+
+    def await_pause(self) -> None:
+        """Wait until it stands still."""
+        state = Path(f"/proc/{self.popen.pid}/stat")
+        wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the process standing still")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.popen.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL; doing that twice is fine."""
