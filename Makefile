@@ -1,15 +1,22 @@
 # make demo: the main job on real servers.  make test: every test.  Both create .venv on the first run.
+# make test-matrix: the same tests on every version that is promised; Debian's PostgreSQL 15 and Redis 7 where they are.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
+POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
+REDIS_7 := $(wildcard /usr/bin/redis-server)
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test test-oldest test-matrix check format bench clean
 
 help:
 	@echo "make demo    run the whole path on embedded servers, with kills in the middle (under a minute)"
 	@echo "make test    run all tests"
+	@echo "make test-oldest   run those of relay and workers on PostgreSQL 16 and Redis 6.2"
+	@echo "make test-matrix   run all tests on every supported version that is installed"
 	@echo "make check   format, lint, types, import contract"
 	@echo "make format  format the code"
 	@echo "make bench   run the benchmarks"
@@ -26,7 +33,16 @@ demo: $(STAMP)
 	$(BIN)/outbox demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-oldest: $(STAMP)
+	OUTBOX_TEST_POSTGRES=16 OUTBOX_TEST_REDIS=6.2 $(PYTEST) tests/integration/relay tests/integration/workers
+
+test-matrix: $(STAMP)
+	$(PYTEST) $(ARGS)
+	OUTBOX_TEST_POSTGRES=16 OUTBOX_TEST_REDIS=6.2 $(PYTEST) $(ARGS)
+	$(if $(POSTGRES_15)$(REDIS_7),OUTBOX_TEST_POSTGRES=$(or $(POSTGRES_15),18) OUTBOX_TEST_REDIS=$(REDIS_7) $(PYTEST) $(ARGS))
+	@echo "PostgreSQL 15: $(or $(POSTGRES_15),not installed). Redis 7: $(or $(REDIS_7),not installed)."
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from outbox.names import catch_up_key, stream_key
+from outbox.redis import connect
 
 if TYPE_CHECKING:
     from outbox.admin import HandlerStatus
@@ -34,9 +35,7 @@ class Stream:
 def streams(settings: Settings, handlers: Iterable[HandlerStatus]) -> list[Stream]:
     """Every stream the handlers read that exists. Raises `redis.RedisError` when Redis cannot be asked."""
     try:
-        client = redis.Redis.from_url(
-            settings.redis_url.get_secret_value(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT
-        )
+        client = connect(settings.redis_url.get_secret_value(), timeout=TIMEOUT, connect_timeout=TIMEOUT)
     except ValueError:
         raise redis.ConnectionError("OUTBOX_REDIS_URL is not a URL like redis://host:6379/0") from None
     found: list[Stream] = []

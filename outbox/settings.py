@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from outbox.address import parse
 from outbox.database import checked
 from outbox.database import redacted as redact
 from outbox.errors import ConfigurationError
@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     relay_database_url: Url | None = None
     """A direct connection for the relay when `database_url` goes through a transaction pooler."""
     redis_url: Url = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis or Valkey: one server, `redis+sentinel://` or `redis+cluster://`; `docs/redis.md` says how."""
     schema_name: str = Field("outbox", validation_alias="OUTBOX_SCHEMA")
     """PostgreSQL schema of all tables (`OUTBOX_SCHEMA`)."""
     prefix: str = "outbox"
@@ -54,15 +55,12 @@ class Settings(BaseSettings):
     @classmethod
     def _redis_url(cls, value: SecretStr) -> SecretStr:
         try:
-            parts = urlsplit(value.get_secret_value())
-            usable = parts.scheme in ("redis", "rediss", "unix") and (parts.port or True)
+            parse(value.get_secret_value())
         except ValueError:
-            usable = False
-        if not usable:
             # Without quoting it: a part of the password may stand where no one expects it.
             raise ValueError(
-                "not a URL like redis://user:password@host:6379/0; special characters in a password must be"
-                " percent-encoded"
+                "not a URL like redis://user:password@host:6379/0, redis+sentinel://host,host/service or"
+                " redis+cluster://host,host; special characters in a password must be percent-encoded"
             ) from None
         return value
 

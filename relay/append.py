@@ -11,20 +11,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 import structlog
 
 from outbox.position import Position
-from relay import scripts, wire
+from relay.line import line_to
 from relay.patience import Patience
 from relay.wire import Entries
 
 log = structlog.get_logger()
 
 UNSENT = 0
-"""In place of a connection's number: over none."""
+"""In place of the number of a line's opening: over none."""
 
 NEW = b"0-0"
 """The last id of a stream that does not exist."""
@@ -49,21 +48,17 @@ class Lost:
 
 
 class Appender:
-    """Appends to streams over one connection and knows where each ends.
+    """Appends to streams over one line and knows where each ends.
 
     `check_lead()` is called when somebody else was found to have appended; it raises when this relay no longer leads.
     """
 
     def __init__(self, client: redis.Redis, patience: Patience, *, check_lead: Callable[[], None]) -> None:
-        self.client = client
         self.last: dict[str, bytes] = {}
         """The last id of each stream, as far as Redis has confirmed it."""
         self._patience = patience
         self._check_lead = check_lead
-        self._connection: Any = None
-        self._sha = ""
-        self._connected = 0
-        """Numbers the connections: the pool gives the same object out again."""
+        self._line = line_to(client)
         self._sent: deque[tuple[int, list[Append]]] = deque()
         self._ends: dict[str, bytes] = {}
         """The last id of each stream when all that is sent is appended."""
@@ -81,12 +76,12 @@ class Appender:
         over = UNSENT
         try:
             if not self._sent:
-                self._connect()
+                self._line.open()
             # Behind one that will be sent again by itself it would only be refused.
-            if self._connection is not None and all(before == self._connected for before, _ in self._sent):
+            if self._line.is_open and all(before == self._line.number for before, _ in self._sent):
                 if sent:
-                    self._connection.send_packed_command(list(map(self._command, sent, expected)))
-                over = self._connected
+                    self._line.send(list(map(_facts, sent, expected)))
+                over = self._line.number
         except (redis.RedisError, OSError) as error:
             self._drop(error)
         self._sent.append((over, sent))
@@ -94,7 +89,7 @@ class Appender:
     def settle(self) -> list[Lost]:
         """Wait until the oldest submission is appended, however long Redis is away; return what could not be."""
         over, sent = self._sent.popleft()
-        answers = [self._answer(over) for _ in sent]
+        answers = [self._answer(over, append.key) for append in sent]
         losses = [loss for pair in zip(sent, answers, strict=True) if (loss := self._conclude(*pair))]
         for loss in losses:
             self._give_up(loss.key)
@@ -108,10 +103,7 @@ class Appender:
 
     def close(self) -> None:
         """Leave the connection. What was sent over it and not answered is sent again when it is settled."""
-        if self._connection is not None:
-            self._connection.disconnect()
-            self.client.connection_pool.release(self._connection)
-            self._connection = None
+        self._line.close()
 
     def _unpublished(self, append: Append) -> Append:
         """After taking over, Redis may be ahead of the bookmark: what it has already is left out."""
@@ -128,16 +120,12 @@ class Appender:
         for _, sent in self._sent:
             sent[:] = [append for append in sent if append.key != key]
 
-    def _command(self, append: Append, expected: bytes) -> bytes:
-        return wire.evalsha(self._sha, append.key, (expected, append.name), append.entries)
-
-    def _answer(self, over: int) -> bytes | None:
-        """The next reply on the connection that was used; None when there is none to be had."""
-        if self._connection is None or over != self._connected:
+    def _answer(self, over: int, key: str) -> bytes | None:
+        """The next reply for a key, if that submission was sent as the line is open now; None when there is none."""
+        if not self._line.is_open or over != self._line.number:
             return None
         try:
-            answer: bytes = self._connection.read_response()
-            return answer
+            return self._line.read(key)
         except (redis.RedisError, OSError) as error:
             self._drop(error)
         return None
@@ -163,12 +151,6 @@ class Appender:
             append = self._behind(append, answer)
         return None
 
-    def _connect(self) -> None:
-        if self._connection is None:
-            self._sha = self.client.script_load(scripts.lua("append"))
-            self._connection = self.client.connection_pool.get_connection()
-            self._connected += 1
-
     def _drop(self, error: Exception) -> None:
         log.warning("redis.away", error=f"{type(error).__name__}: {error}")
         self.close()
@@ -176,10 +158,11 @@ class Appender:
     def _call(self, append: Append) -> bytes:
         """One append by itself, from what Redis has confirmed."""
         try:
-            self._connect()
-            self._connection.send_packed_command([self._command(append, self.last[append.key])])
-            answer: bytes = self._connection.read_response()
-            return answer
+            return self._line.call(*_facts(append, self.last[append.key]))
         except (redis.RedisError, OSError):
             self.close()
             raise
+
+
+def _facts(append: Append, expected: bytes) -> tuple[str, bytes, bytes, Entries]:
+    return append.key, expected, append.name, append.entries

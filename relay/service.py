@@ -13,12 +13,12 @@ import psycopg
 import redis
 import structlog
 import tenacity
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from outbox.address import parse
 from outbox.database import redacted
 from outbox.errors import LeadershipLostError, PrefixTakenError
 from outbox.names import owner_key
+from outbox.redis import connect
 from outbox.settings import Settings
 from relay import lead, pacing
 from relay.append import Appender
@@ -65,7 +65,7 @@ class Relay:
         Raises `ConfigurationError` for what waiting does not mend: a standby server, no schema, a foreign prefix.
         """
         log.info(
-            "relay.started", database=redacted(self._url), redis=redacted(self._settings.redis_url.get_secret_value())
+            "relay.started", database=redacted(self._url), redis=str(parse(self._settings.redis_url.get_secret_value()))
         )
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((psycopg.OperationalError, LeadershipLostError)),
@@ -128,8 +128,8 @@ class Relay:
             go_on()
             check_lead()
 
-        client, sweep_client = self._redis(), self._redis()
         patience = Patience(pause)
+        client, sweep_client = patience.insist(self._redis), patience.insist(self._redis)
         owner = self._owner(connection)
         patience.insist(lambda: claim_prefix(client, self._settings.prefix, owner))
         handlers = Handlers(connection, self._schema)
@@ -223,14 +223,7 @@ class Relay:
                 self._doorbell.wait(rest, connection)
 
     def _redis(self) -> redis.Redis:
-        return redis.Redis.from_url(
-            self._settings.redis_url.get_secret_value(),
-            socket_timeout=REDIS_TIMEOUT,
-            socket_connect_timeout=2.0,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+        return connect(self._settings.redis_url.get_secret_value(), timeout=REDIS_TIMEOUT)
 
     def _owner(self, connection: psycopg.Connection) -> str:
         row = connection.execute("SELECT system_identifier, current_database() FROM pg_control_system()").fetchone()

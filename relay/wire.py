@@ -46,3 +46,16 @@ def evalsha(sha: str, key: str, arguments: tuple[bytes, ...], entries: Entries) 
     head = (b"EVALSHA", sha.encode(), b"1", key.encode(), *arguments)
     count = len(head) + ARGUMENTS * len(entries)
     return b"".join((b"*%d\r\n" % count, *(b"$%d\r\n%b\r\n" % (len(part), part) for part in head), *entries.packed))
+
+
+def values(entries: Entries) -> list[bytes]:
+    """The arguments that are packed in entries, for a client that packs them itself."""
+    found: list[bytes] = []
+    for packed in entries.packed:
+        start = 0
+        while start < len(packed):
+            begin = packed.index(b"\r\n", start) + 2
+            end = begin + int(packed[start + 1 : begin - 2])
+            found.append(packed[begin:end])
+            start = end + 2
+    return found

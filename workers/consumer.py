@@ -1,9 +1,8 @@
-"""Reading streams: one doorbell for all of them, then group reads for the handlers concerned."""
+"""Reading streams: doorbells, one for all streams that one command may name, then group reads for those that rang."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from typing import Any
 
@@ -14,9 +13,10 @@ from outbox.position import Position
 from workers import prefetch
 from workers.database import Database, array
 from workers.delivery import Recorder
+from workers.doorbell import Doorbell
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Redis, Unreachable, command
+from workers.link import Redis, Servers, Unreachable, by_server
 
 BLOCK = 2.0
 """Seconds the doorbell waits; after as many seconds every stream is looked at anyway."""
@@ -33,8 +33,7 @@ class Consumer:
         lanes: list[Lane],
         sources: list[Source],
         *,
-        redis: Redis,
-        bell: Redis,
+        servers: Servers,
         database: Database,
         up: asyncio.Event,
         recorder: Recorder,
@@ -44,8 +43,7 @@ class Consumer:
     ) -> None:
         self._lanes = lanes
         self._sources = sources
-        self._redis = redis
-        self._bell = bell
+        self._servers = servers
         self._database = database
         self._up = up
         self._recorder = recorder
@@ -53,9 +51,7 @@ class Consumer:
         self._refresh = refresh
         self._log = log
         self._wake = asyncio.Event()
-        self._armed: set[str] = set()
-        self._ring: asyncio.Task[Any] | None = None
-        self._bell_id: int | None = None
+        self._bells: dict[int, Doorbell] = {}
         self._quiet_until = 0.0
         self._loop = asyncio.get_running_loop()
         self._admitting: set[asyncio.Task[None]] = set()
@@ -111,7 +107,18 @@ class Consumer:
     # Reading
 
     async def _read(self, wanted: list[tuple[Source, int]]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
+        groups = by_server(self._servers, ((source.key, (source, count)) for source, count in wanted))
+        if len(groups) == 1:
+            await self._read_at(next(iter(groups)), wanted)
+            return
+        reads = [self._read_at(client, [pair for _, pair in keyed]) for client, keyed in groups.items()]
+        for failed in await asyncio.gather(*reads, return_exceptions=True):
+            # Only now: what the other servers gave is taken in.
+            if failed is not None:
+                raise failed
+
+    async def _read_at(self, client: Redis, wanted: list[tuple[Source, int]]) -> None:
+        pipeline = client.pipeline(transaction=False)
         for source, count in wanted:
             pipeline.execute_command(
                 "XREADGROUP", "GROUP", source.lane.name, self._name, "COUNT", count, "STREAMS", source.key, ">"
@@ -152,7 +159,7 @@ class Consumer:
             start = str(source.lane.done_to)
             self._log.warning("group.healed", stream=source.key, handler=source.lane.name, start=start)
         try:
-            await self._redis.xgroup_create(source.key, source.lane.name, id=start, mkstream=True)
+            await self._servers.at(source.key).xgroup_create(source.key, source.lane.name, id=start, mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -203,7 +210,7 @@ class Consumer:
         )
         return {row[0] for row in rows}
 
-    # The doorbell
+    # The doorbells
 
     def _wished(self) -> dict[str, bytes]:
         """What to listen to: every stream that was read dry, from the earliest place of those who share it; and the
@@ -222,37 +229,43 @@ class Consumer:
         return wished
 
     async def _listen(self, until: float) -> None:
-        """Wait for the doorbell or a reason to look again."""
-        wished = self._wished()
-        # A stream that is listened to already rings at its next entry, from whatever id it was listened to.
-        if self._ring is not None and not wished.keys() <= self._armed:
-            await self._unblock()
-        if self._ring is None and wished:
-            self._armed = set(wished)
-            self._ring = asyncio.create_task(self._wait_for_ring(wished))
-            self._ring.add_done_callback(_noted)
+        """Wait for a doorbell or a reason to look again."""
+        wished: dict[int, dict[str, bytes]] = {}
+        for key, position in self._wished().items():
+            wished.setdefault(self._servers.together(key), {})[key] = position
+        for place, its in wished.items():
+            await self._arm(place, its)
         waiter = asyncio.create_task(self._wake.wait())
-        tasks = {waiter} | ({self._ring} if self._ring is not None else set())
+        tasks = {waiter} | {bell.ring for bell in self._bells.values() if bell.ring is not None}
         try:
             await asyncio.wait(tasks, timeout=max(0.0, until - self._loop.time()), return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiter.cancel()
-        if self._ring is not None and self._ring.done():
-            await self._rung()
+        await self._answer()
 
-    async def _wait_for_ring(self, wished: dict[str, bytes]) -> Any:
-        if self._bell_id is None:
-            self._bell_id = int(await self._bell.client_id())
-        return await command(
-            self._bell, "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS", *wished, *wished.values()
-        )
+    async def _arm(self, place: int, wished: dict[str, bytes]) -> None:
+        bell = self._bells.get(place)
+        if bell is not None and bell.ring is not None and not bell.covers(wished):
+            if await bell.end():
+                await self._answer()
+            else:
+                await self._bells.pop(place).close()
+                bell = None
+        if bell is None:
+            key = next(iter(wished))
+            bell = Doorbell(self._servers.bell(key), self._servers.at(key), block=BLOCK)
+            self._bells[place] = bell
+        if bell.ring is None:
+            bell.arm(wished)
 
-    async def _rung(self) -> None:
-        assert self._ring is not None
-        ring, self._ring = self._ring, None
-        rung = {entry[0].decode() for entry in ring.result() or ()}
+    async def _answer(self) -> None:
+        """See which streams rang."""
+        rung: set[str] = set()
+        for bell in self._bells.values():
+            if bell.ring is not None and bell.ring.done():
+                rung |= bell.take()
         changed = False
-        for source in self._sources:
+        for source in self._sources if rung else ():
             if source.key in rung:
                 if source.open:
                     source.ready = True
@@ -262,33 +275,10 @@ class Consumer:
             self._quiet_until = self._loop.time() + LISTEN_AGAIN
             await self._refresh()
 
-    async def _unblock(self) -> None:
-        """End the blocking read, so that it can be begun anew with other streams."""
-        assert self._ring is not None
-        for _ in range(10):
-            if self._bell_id is not None and not self._ring.done():
-                await command(self._redis, "CLIENT UNBLOCK", self._bell_id)
-            await asyncio.wait({self._ring}, timeout=0.01)
-            if self._ring.done():
-                await self._rung()
-                return
-        await self._hang_up()
-
     async def _hang_up(self) -> None:
-        ring, self._ring = self._ring, None
-        self._bell_id = None
-        if ring is not None:
-            ring.cancel()
-            # Not `await ring`: its cancellation and our own would look the same.
-            await asyncio.wait({ring})
-        with contextlib.suppress(*Unreachable):
-            await self._bell.connection_pool.disconnect()
-
-
-def _noted(ring: asyncio.Task[Any]) -> None:
-    """An error of a ring that nobody waits for any more is no news."""
-    if not ring.cancelled():
-        ring.exception()
+        bells, self._bells = self._bells, {}
+        for bell in bells.values():
+            await bell.close()
 
 
 def _last_delivered(groups: list[list[Any]], name: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from workers.database import Database, array
 from workers.job import Job
 from workers.lane import Source
-from workers.link import Redis, Unreachable
+from workers.link import Servers, Unreachable, by_server
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.patience import until_back
 
@@ -22,9 +22,9 @@ class Recorder:
     Recording and acknowledging go on side by side: while Redis is away outcomes still reach PostgreSQL.
     """
 
-    def __init__(self, database: Database, redis: Redis, log: Any) -> None:
+    def __init__(self, database: Database, servers: Servers, log: Any) -> None:
         self._database = database
-        self._redis = redis
+        self._servers = servers
         self._log = log
         self._pending: list[tuple[Job, Outcome | None]] = []
         self._recorded: list[Job] = []
@@ -117,10 +117,12 @@ class Recorder:
             return
         async for attempt in until_back(Unreachable):
             with attempt:
-                pipeline = self._redis.pipeline(transaction=False)
-                for source, ids in entries.items():
-                    pipeline.xack(source.key, source.lane.name, *ids)
-                await pipeline.execute()
+                keyed = ((source.key, (source, ids)) for source, ids in entries.items())
+                for client, group in by_server(self._servers, keyed).items():
+                    pipeline = client.pipeline(transaction=False)
+                    for key, (source, ids) in group:
+                        pipeline.xack(key, source.lane.name, *ids)
+                    await pipeline.execute()
 
 
 def keys(jobs: list[Job]) -> dict[str, Any]:

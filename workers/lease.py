@@ -11,7 +11,7 @@ from workers.database import Database
 from workers.delivery import Recorder, given_back, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Redis, Script, Unreachable, command
+from workers.link import Script, Servers, Unreachable, command
 
 CHUNK = 500
 FORGET_AFTER = 60.0
@@ -30,7 +30,7 @@ class Leases:
         lanes: dict[str, Lane],
         sources: list[Source],
         *,
-        redis: Redis,
+        servers: Servers,
         database: Database,
         recorder: Recorder,
         name: str,
@@ -40,15 +40,15 @@ class Leases:
     ) -> None:
         self._lanes = lanes
         self._sources = sources
-        self._redis = redis
+        self._servers = servers
         self._database = database
         self._recorder = recorder
         self._name = name
         self._lease = lease
         self._heartbeat = heartbeat
         self._log = log
-        self._renew = Script(redis, "renew")
-        self._leave = Script(redis, "leave")
+        self._renew = Script(servers, "renew")
+        self._leave = Script(servers, "leave")
         self._loop = asyncio.get_running_loop()
 
     # Heartbeat
@@ -116,17 +116,18 @@ class Leases:
     async def _reclaim(self, source: Source) -> int:
         idle = int(self._lease * 1000)
         group = source.lane.name
-        pending = await command(self._redis, "XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
+        client = self._servers.at(source.key)
+        pending = await command(client, "XPENDING", source.key, group, "IDLE", idle, "-", "+", CHUNK)
         stale = {entry[0]: entry[2] for entry in pending if entry[0] not in source.inflight}
         if not stale:
             return 0
-        claimed = await command(self._redis, "XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
+        claimed = await command(client, "XCLAIM", source.key, group, self._name, idle, *stale, "JUSTID")
         # Redis 7 drops entries that were trimmed from the pending list and from the reply; 6.2 returns them.
         dropped = [entry_id for entry_id in stale if entry_id not in claimed] if len(claimed) < len(stale) else []
         gone = await self._still_absent(source, dropped)
         jobs: list[Job] = []
         broken: list[bytes] = []
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._servers.at(source.key).pipeline(transaction=False)
         for entry_id in claimed:
             pipeline.execute_command("XRANGE", source.key, entry_id, entry_id)
         for entry_id, found in zip(claimed, await pipeline.execute() if claimed else [], strict=True):
@@ -173,13 +174,13 @@ class Leases:
         """Those of `ids` that are in the stream no more; the others were claimed by somebody faster."""
         if not ids:
             return []
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = self._servers.at(source.key).pipeline(transaction=False)
         for entry_id in ids:
             pipeline.execute_command("XRANGE", source.key, entry_id, entry_id)
         return [entry_id for entry_id, found in zip(ids, await pipeline.execute(), strict=True) if not found]
 
     async def _forget_consumers(self, source: Source) -> None:
-        consumers = await command(self._redis, "XINFO CONSUMERS", source.key, source.lane.name)
+        consumers = await command(self._servers.at(source.key), "XINFO CONSUMERS", source.key, source.lane.name)
         for consumer in consumers:
             facts = dict(zip(consumer[0::2], consumer[1::2], strict=False))
             if (
@@ -202,7 +203,7 @@ class Leases:
             await self._database.fetch("finish_retry", given_back(retries))
         for source, ids in entries.items():
             for start in range(0, len(ids), CHUNK):
-                await command(self._redis,
+                await command(self._servers.at(source.key),
                     "XCLAIM", source.key, source.lane.name, self._name, 0, *ids[start : start + CHUNK],
                     "IDLE", HANDED_BACK_IDLE, "JUSTID",
                 )  # fmt: skip

@@ -1,41 +1,145 @@
-"""Connections to Redis, and which of its errors heal by waiting."""
+"""Connections to Redis: which server has which stream, and which of its errors heal by waiting."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+import structlog
+from redis.crc import key_slot
+from redis.exceptions import ConnectionError, RedisError
 
+from outbox.address import Kind, parse
+from outbox.redis import UNKNOWN, close_asyncio, cluster_map, connect_asyncio, connect_node
 from workers.queries import lua
 
 Redis = redis.asyncio.Redis
+Keyed = TypeVar("Keyed")
 
 Unreachable = (RedisError, OSError, TimeoutError)
 
 RAW = ("XREAD", "XREADGROUP", "XPENDING", "XCLAIM", "XRANGE", "XINFO GROUPS", "XINFO CONSUMERS")
 
+TIMEOUT = 5.0
+"""Seconds without a reply after which a command fails. None is repeated by its client: a read that is repeated would
+leave the entries of the first one unread."""
 
-def connect(url: str, *, timeout: float = 5.0) -> Redis:
-    """A client whose commands fail after `timeout` seconds without a reply and are not repeated by it: a read that is
-    repeated would leave the entries of the first one unread. Stream replies come as the server sends them."""
-    client: Redis = redis.asyncio.Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout,
-        socket_connect_timeout=5.0,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-    )
+BLOCKING_TIMEOUT = 10.0
+"""The same where a command may block."""
+
+CONNECT_TIMEOUT = 5.0
+
+LOCATE_EVERY = 1.0
+"""Seconds between two questions to a cluster who has which keys."""
+
+
+class Servers:
+    """One server that has all streams; behind Sentinels, whichever is the primary."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = _raw(connect_asyncio(url, timeout=TIMEOUT, connect_timeout=CONNECT_TIMEOUT))
+
+    def at(self, key: str) -> Redis:
+        """The client of the server that has this key. Stream replies come as the server sends them."""
+        return self._client
+
+    def bell(self, key: str) -> Redis:
+        """A client of the caller's own for commands that block, at the server that has this key."""
+        return _raw(connect_asyncio(self._url, timeout=BLOCKING_TIMEOUT, connect_timeout=CONNECT_TIMEOUT))
+
+    def together(self, key: str) -> int:
+        """A number that is the same for all keys that one command may name."""
+        return 0
+
+    async def locate(self) -> None:
+        """Find out who has which keys. Raises one of `Unreachable`."""
+
+    async def keep_located(self) -> None:
+        """Do so again and again until cancelled, where it can change."""
+
+    async def aclose(self) -> None:
+        """Close all but the bells."""
+        await close_asyncio(self._client)
+
+
+class Nodes(Servers):
+    """A cluster: a plain client for each node, and redis-py's map of the slots.
+
+    A command that went to the wrong node fails, and is repeated like one that met no server at all: by then the map is
+    new. Streams of one slot are those of one event name.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._map = cluster_map(url, timeout=TIMEOUT)
+        self._clients: dict[tuple[str, int], Redis] = {}
+
+    def at(self, key: str) -> Redis:
+        place = self._place(key)
+        client = self._clients.get(place)
+        if client is None:
+            client = connect_node(self._url, *place, timeout=TIMEOUT, connect_timeout=CONNECT_TIMEOUT)
+            self._clients[place] = _raw(client)
+        return client
+
+    def bell(self, key: str) -> Redis:
+        place = self._place(key)
+        return _raw(connect_node(self._url, *place, timeout=BLOCKING_TIMEOUT, connect_timeout=CONNECT_TIMEOUT))
+
+    def together(self, key: str) -> int:
+        return key_slot(key.encode())
+
+    async def locate(self) -> None:
+        try:
+            await self._map.initialize()
+        except UNKNOWN as error:
+            raise ConnectionError(str(error)) from error
+
+    async def keep_located(self) -> None:
+        while True:
+            await asyncio.sleep(LOCATE_EVERY)
+            try:
+                await self.locate()
+            except Unreachable as error:
+                structlog.get_logger().warning("cluster.unknown", error=type(error).__name__)
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+        await self._map.aclose()
+        await self._map.aclose("startup_nodes")
+
+    def _place(self, key: str) -> tuple[str, int]:
+        try:
+            node = self._map.get_node_from_slot(self.together(key))
+        except UNKNOWN as error:
+            raise ConnectionError("no node of the cluster has this key") from error
+        return node.host, int(node.port)
+
+
+def connect(url: str) -> Servers:
+    """The servers at a URL. Nothing is asked of them before `locate`."""
+    return Nodes(url) if parse(url).kind is Kind.CLUSTER else Servers(url)
+
+
+def by_server(servers: Servers, keyed: Iterable[tuple[str, Keyed]]) -> dict[Redis, list[tuple[str, Keyed]]]:
+    """Things with a key each, grouped by the server that has the key: what can go into one pipeline."""
+    groups: dict[Redis, list[tuple[str, Keyed]]] = {}
+    for key, thing in keyed:
+        groups.setdefault(servers.at(key), []).append((key, thing))
+    return groups
+
+
+def _raw(client: Redis) -> Redis:
     for name in RAW:
-        client.set_response_callback(name, _raw)
+        client.set_response_callback(name, _as_it_came)
     return client
 
 
-def _raw(response: Any, **_: Any) -> Any:
+def _as_it_came(response: Any, **_: Any) -> Any:
     return response
 
 
@@ -45,10 +149,12 @@ async def command(client: Redis, *words: str | bytes | int) -> Any:
 
 
 class Script:
-    """A Lua script, loaded again whenever the server forgot it."""
+    """A Lua script with one key, loaded again whenever a server forgot it."""
 
-    def __init__(self, client: Redis, name: str) -> None:
-        self._script = client.register_script(lua(name))
+    def __init__(self, servers: Servers, name: str) -> None:
+        self._servers = servers
+        self._text = lua(name)
 
     async def __call__(self, key: str, *arguments: str | bytes | int) -> Any:
-        return await self._script(keys=[key], args=list(arguments))
+        script = self._servers.at(key).register_script(self._text)
+        return await script(keys=[key], args=list(arguments))

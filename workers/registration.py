@@ -7,7 +7,7 @@ from outbox.names import channel, owner_key
 from outbox.settings import Settings
 from workers.database import Database
 from workers.handler import Handler
-from workers.link import Redis
+from workers.link import Servers
 
 
 async def check_schema(database: Database, settings: Settings) -> None:
@@ -38,9 +38,10 @@ async def owner(database: Database, schema: str) -> str:
     return f"{rows[0][0]}/{schema}"
 
 
-async def claim_prefix(redis: Redis, prefix: str, owner: str) -> None:
+async def claim_prefix(servers: Servers, prefix: str, owner: str) -> None:
     """Mark the prefix as ours, or raise `PrefixTakenError`."""
     key = owner_key(prefix)
+    redis = servers.at(key)
     if await redis.set(key, owner, nx=True):
         return
     found = await redis.get(key)

@@ -106,27 +106,25 @@ class Worker:
         for database in self._databases:
             # Now, before the handlers' own connections take all that the server has.
             await database.query("SELECT", {})
-        redis_url = self._settings.redis_url.get_secret_value()
-        self._redis = link.connect(redis_url)
-        self._bell = link.connect(redis_url, timeout=10.0)
+        self._servers = link.connect(self._settings.redis_url.get_secret_value())
         await registration.check_schema(control, self._settings)
         self._owner = await registration.owner(control, schema)
         await self._claim_prefix()
         await registration.register(control, list(self._app.handlers.values()), schema)
 
-        self._recorder = Recorder(outcomes, self._redis, self._log)
+        self._recorder = Recorder(outcomes, self._servers, self._log)
         self._sources: list[Source] = []
         for handler in self._app.handlers.values():
             self._open_lane(handler, control)
         self._leases = Leases(
-            self._lanes, self._sources, redis=self._redis, database=control, recorder=self._recorder,
+            self._lanes, self._sources, servers=self._servers, database=control, recorder=self._recorder,
             name=self.name, lease=self._lease, heartbeat=self._heartbeat, log=self._log,
         )  # fmt: skip
         self._retries = Retries(
             self._lanes, database=control, recorder=self._recorder, lease=self._lease, log=self._log
         )
         self._consumer = Consumer(
-            list(self._lanes.values()), self._sources, redis=self._redis, bell=self._bell, database=lookups,
+            list(self._lanes.values()), self._sources, servers=self._servers, database=lookups,
             up=self._up, recorder=self._recorder, name=self.name, refresh=self.refresh, log=self._log,
         )  # fmt: skip
         await self.refresh()
@@ -134,6 +132,7 @@ class Worker:
         self._reading.append(self._serve(self._leases.take_over()))
         self._serve(self._recorder.record())
         self._serve(self._recorder.acknowledge())
+        self._serve(self._servers.keep_located())
         self._serve(self._leases.keep_entries())
         self._serve(self._leases.keep_retries())
         self._serve(self._keep_fresh())
@@ -203,8 +202,7 @@ class Worker:
         for database in self._databases:
             await database.close()
         with contextlib.suppress(*link.Unreachable):
-            await self._redis.aclose()
-            await self._bell.aclose()
+            await self._servers.aclose()
         self._log.info("worker.stopped")
 
     async def _wind_down(self) -> None:
@@ -271,7 +269,8 @@ class Worker:
     async def _claim_prefix(self) -> None:
         async for attempt in until_back(link.Unreachable):
             with attempt:
-                await registration.claim_prefix(self._redis, self._settings.prefix, self._owner)
+                await self._servers.locate()
+                await registration.claim_prefix(self._servers, self._settings.prefix, self._owner)
 
 
 async def end(tasks: list[asyncio.Task[None]]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.position import Position
-from relay.wire import ARGUMENTS, ENTRY, Entries, evalsha
+from relay.wire import ARGUMENTS, ENTRY, Entries, evalsha, values
 
 SHA = "a" * 40
 VALUES = st.lists(st.binary(max_size=40), min_size=ARGUMENTS - 1, max_size=ARGUMENTS - 1)
@@ -32,6 +32,7 @@ def test_redis_reads_every_argument_as_it_was(rows: list[list[bytes]], key: str,
     reader.feed(evalsha(SHA, key, (b"0-0", own), entries))
     assert reader.gets() == [b"EVALSHA", SHA.encode(), b"1", key.encode(), b"0-0", own, *flat]
     assert reader.gets() is False
+    assert values(entries) == flat
 
 
 @given(st.integers(0, 6), st.integers(6, 8), st.integers(0, 7))

@@ -1,0 +1,243 @@
+"""The whole path, with a relay and a worker on whatever Redis URL they are given; and clusters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import workers
+from console.servers import Redis
+from outbox.settings import Settings
+from relay import Relay
+from workers import Worker
+
+NAMES = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
+"""Event names; their streams lie in slots of all three nodes."""
+
+DONE = """
+SELECT (SELECT count(*) FROM outbox.handler) = %s AND NOT EXISTS (
+       SELECT FROM outbox.event AS e JOIN outbox.handler AS h ON h.event_name = e.name
+        WHERE NOT EXISTS (SELECT FROM outbox.delivery AS d
+                           WHERE d.event_id = e.id AND d.event_created_at = e.created_at AND d.handler = h.name
+                             AND d.state = 'done'))
+"""
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+    """Wait until the condition holds, and return its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def make_app() -> workers.App:
+    """A handler for each name, each with an effect in its transaction."""
+    app = workers.App()
+    effect = text("INSERT INTO effect (handler, n) VALUES (:handler, :n)")
+
+    def declare(name: str) -> None:
+        async def handle(n: int, session: AsyncSession) -> None:
+            await session.execute(effect, {"handler": f"on_{name}", "n": n})
+
+        app.handler(name, name=f"on_{name}", backoff=workers.Backoff(initial=0.1, maximum=0.5))(handle)
+
+    for name in NAMES:
+        declare(name)
+    return app
+
+
+class WholePath:
+    """The whole path: events in, effects out, with a relay and a worker in between while the context is entered."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sql = psycopg.connect(settings.libpq_url(), autocommit=True)
+        self.sql.execute("CREATE TABLE IF NOT EXISTS effect (handler text, n bigint)")
+        self.names = NAMES
+        self.added = 0
+        self.errors: list[BaseException] = []
+        self._relay = Relay(settings)
+        self._worker: Worker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = [
+            threading.Thread(target=self._guard, args=(run,), daemon=True) for run in (self._relay.run, self._work)
+        ]
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            self.errors.append(error)
+
+    def _work(self) -> None:
+        async def main() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._worker = Worker(make_app(), self.settings, lease=2.0, heartbeat=0.5)
+            await self._worker.run()
+
+        asyncio.run(main())
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._relay.stop()
+        if self._worker is not None and self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._worker.request_stop)
+        for thread in self._threads:
+            thread.join(timeout=60)
+        self.sql.close()
+        if kind is None:
+            assert not any(thread.is_alive() for thread in self._threads)
+            assert self.errors == []
+
+    def add(self, count: int) -> None:
+        """Add as many events of each name."""
+        first, self.added = self.added, self.added + count
+        for name in NAMES:
+            self.sql.execute(
+                "INSERT INTO outbox.event (name, payload)"
+                " SELECT %s, json_build_object('n', n) FROM generate_series(%s::int, %s::int) AS n",
+                [name, first + 1, first + count],
+            )
+
+    def value(self, statement: str, *parameters: Any) -> Any:
+        row = self.sql.execute(statement.encode(), parameters).fetchone()
+        assert row is not None
+        return row[0]
+
+    def await_attached(self) -> None:
+        wait_for(
+            lambda: self.errors or self.value("SELECT count(*) FROM outbox.handler WHERE attached") == len(NAMES),
+            "all handlers being attached",
+        )
+        assert self.errors == []
+
+    def await_done(self, timeout: float = 60.0) -> None:
+        """Wait until every event is done, then each must have had its effect exactly once."""
+        wait_for(lambda: self.errors or self.value(DONE, len(NAMES)), "all being done", timeout)
+        assert self.errors == []
+        rows = self.sql.execute("SELECT handler, count(*), count(DISTINCT n) FROM effect GROUP BY 1").fetchall()
+        assert sorted(rows) == [(f"on_{name}", self.added, self.added) for name in NAMES]
+
+
+@pytest.fixture(name="wait_for")
+def _wait_for() -> Callable[..., Any]:
+    return wait_for
+
+
+@pytest.fixture
+def whole_path(database_url: str) -> Callable[[str], WholePath]:
+    """A relay and a worker on a Redis URL: `with whole_path(url) as path: path.add(10); path.await_done()`."""
+
+    def make(redis_url: str) -> WholePath:
+        return WholePath(Settings(database_url=database_url, redis_url=redis_url, _env_file=None))  # type: ignore[arg-type]
+
+    return make
+
+
+class Cluster:
+    """Three primaries with a third of the slots each, and a replica of the first."""
+
+    def __init__(self, start: Callable[..., Redis]) -> None:
+        # A node that comes back must still have what it was given: nothing here is to test an append-only file.
+        options = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "appendfsync": "always"}
+        self.nodes = [start(port=_port_of_a_node(), persistent=True, options=options) for _ in range(4)]
+        self.clients = [redis.Redis.from_url(node.url) for node in self.nodes]
+        ids = [client.execute_command("CLUSTER MYID").decode() for client in self.clients]
+        for number, client in enumerate(self.clients[:3]):
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            # ADDSLOTSRANGE came with Redis 7.
+            client.execute_command("CLUSTER ADDSLOTS", *range(16384 * number // 3, 16384 * (number + 1) // 3))
+        for client in self.clients:
+            for node in self.nodes:
+                client.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
+        wait_for(lambda: all(map(self._knows_all, self.clients)), "the nodes knowing each other")
+        self.clients[3].execute_command("CLUSTER REPLICATE", ids[0])
+        self.ids = ids
+        self.await_healthy()
+        wait_for(lambda: self.clients[3].info()["master_link_status"] == "up", "the replica")
+
+    @property
+    def url(self) -> str:
+        """The address, by two of its nodes."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[1].port},127.0.0.1:{self.nodes[2].port}"
+
+    def await_healthy(self) -> None:
+        """Wait until every node that runs says that all slots are served."""
+        running = [client for node, client in zip(self.nodes, self.clients, strict=True) if node.process is not None]
+        wait_for(lambda: all(self._state(client) == b"ok" for client in running), "the cluster being healthy")
+
+    def owner(self, slot: int) -> int:
+        """Which node serves a slot, as the second one sees it."""
+        for first, last, (_, port, *_rest), *_replicas in self.clients[1].execute_command("CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return [node.port for node in self.nodes].index(port)
+        raise AssertionError(f"nobody serves slot {slot}")
+
+    def move(self, slot: int, to: int) -> None:
+        """Give a slot with its keys to another node, as `redis-cli --cluster reshard` does."""
+        source = self.owner(slot)
+        self.clients[to].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", self.ids[source])
+        self.clients[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", self.ids[to])
+        while keys := self.clients[source].execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
+            self.clients[source].execute_command(
+                "MIGRATE", "127.0.0.1", self.nodes[to].port, "", 0, 5000, "KEYS", *keys
+            )
+        for number in (to, source, *{0, 1, 2} - {to, source}):
+            self.clients[number].execute_command("CLUSTER SETSLOT", slot, "NODE", self.ids[to])
+
+    def _knows_all(self, client: redis.Redis) -> bool:
+        found: Any = client.execute_command("CLUSTER NODES")
+        return len(found) == len(self.nodes) and not any("handshake" in node["flags"] for node in found.values())
+
+    @staticmethod
+    def _state(client: redis.Redis) -> Any:
+        found = client.execute_command("CLUSTER INFO")
+        state = found["cluster_state"]
+        return state.encode() if isinstance(state, str) else state
+
+
+def _port_of_a_node() -> int:
+    """A free port such that the one 10,000 above, where a node's bus listens, is free too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):
+                bus.bind(("127.0.0.1", port + 10_000))
+                return port
+
+
+@pytest.fixture
+def node_port() -> int:
+    """A port for a node of a cluster."""
+    return _port_of_a_node()
+
+
+@pytest.fixture
+def cluster(start_redis: Callable[..., Redis]) -> Iterator[Cluster]:
+    """A cluster that is healthy."""
+    made = Cluster(start_redis)
+    yield made
+    for client in made.clients:
+        client.close()

@@ -1,0 +1,73 @@
+"""A Redis Cluster: the whole path over three nodes, while nodes die and slots move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from console.servers import Redis
+from console.streams import streams
+from outbox.admin import status
+from outbox.names import stream_key
+
+ROUND = 100
+"""Events of each name in one go."""
+
+
+def slot(name: str) -> int:
+    return key_slot(stream_key("outbox", name).encode())
+
+
+@pytest.mark.slow
+def test_streams_on_all_nodes_are_served_and_shown_by_status_and_may_move_meanwhile(
+    cluster: Any, whole_path: Callable[[str], Any]
+) -> None:
+    with whole_path(cluster.url) as path:
+        path.add(ROUND)
+        path.await_attached()
+        assert {cluster.owner(slot(name)) for name in path.names} == {0, 1, 2}
+        for name in path.names[:3]:
+            path.add(ROUND)
+            cluster.move(slot(name), to=(cluster.owner(slot(name)) + 1) % 3)
+        path.await_done()
+        shown = streams(path.settings, status(path.settings).handlers)
+        assert {stream.key for stream in shown if stream.pending == 0} >= {stream_key("outbox", n) for n in path.names}
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_doubled_when_one_node_fails_over_and_another_is_killed_and_comes_back(
+    cluster: Any, whole_path: Callable[[str], Any], wait_for: Callable[..., Any]
+) -> None:
+    with whole_path(cluster.url) as path:
+        path.await_attached()
+        path.add(ROUND)
+        cluster.nodes[0].kill()
+        path.add(ROUND)
+        wait_for(lambda: cluster.clients[3].info()["role"] == "master", "the replica taking over")
+        path.await_done()
+        cluster.nodes[0].start()
+        cluster.await_healthy()
+        path.add(ROUND)
+        cluster.nodes[1].kill()
+        path.add(ROUND)
+        cluster.nodes[1].start()
+        path.await_done()
+
+
+def test_relay_and_worker_wait_for_a_cluster_that_is_not_there_yet(
+    start_redis: Callable[..., Redis],
+    node_port: int,
+    whole_path: Callable[[str], Any],
+    wait_for: Callable[..., Any],
+) -> None:
+    with whole_path(f"redis+cluster://127.0.0.1:{node_port}") as path:
+        path.add(ROUND)
+        wait_for(lambda: path.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), "a leader")
+        server = start_redis(port=node_port, options={"cluster-enabled": "yes"})
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("CLUSTER ADDSLOTS", *range(16384))
+        path.await_done()
