@@ -123,9 +123,10 @@ class Feed:
     def _restart(self) -> None:
         log.warning("stream.lost", handler=self.handler.name, stream=self.key)
         self.close()
-        self._feeds.patience.insist(lambda: self._feeds.client.delete(self.key))
-        reach("feed.forgotten")
+        # First the row: what is left of the stream by then is a beginning, behind which a feed can go on.
         self._feeds.handlers.restart_feed(self.handler)
+        reach("feed.restarted")
+        self._feeds.patience.insist(lambda: self._feeds.client.delete(self.key))
         self._feeds.forget(self)
 
     def _read(self) -> Generator[tick.Chunk]:
