@@ -14,6 +14,7 @@ from console.commands.migrate import migrate
 from console.commands.relay import relay
 from console.commands.replay import replay
 from console.commands.status import status
+from console.commands.upkeep import upkeep
 from console.commands.worker import worker
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command("status", rich_help_panel=_LOOK)(status)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.command("dead", rich_help_panel=_LOOK)(dead)
 app.command("replay", rich_help_panel=_LOOK)(replay)
+app.command("upkeep", rich_help_panel=_LOOK)(upkeep)
 
 
 def _print_version(wanted: bool) -> None:

@@ -84,6 +84,11 @@ def owner_key(prefix: str) -> str:
     return f"{prefix}:owner"
 
 
+def leader_key(prefix: str) -> str:
+    """Names the same while a relay leads, and a little longer."""
+    return f"{prefix}:leader"
+
+
 def channel(schema: str) -> str:
     """The NOTIFY channel that wakes the relay."""
     return schema

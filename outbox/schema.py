@@ -115,6 +115,11 @@ relay = Table(
     Column("system_identifier", Text, nullable=False),
     Column("leader", Text),
     Column("heartbeat", _Moment),
+    Column(
+        "retained_from",
+        _Moment,
+        comment="deliveries of events that were added before may be gone with their partition",
+    ),
 )
 
 stream = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, SecretStr, field_validator
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     """PostgreSQL schema of all tables (`OUTBOX_SCHEMA`)."""
     prefix: str = "outbox"
     """How every Redis key begins."""
+    retention: timedelta = timedelta(days=7)
+    """How long events are kept at least: days as `7d`, hours as `36:00:00`. The relay makes and drops partitions."""
     log_level: str = "info"
     log_format: str = "auto"
     """`auto` (colours on a terminal, else logfmt), `console`, `logfmt` or `json`."""
@@ -50,6 +53,13 @@ class Settings(BaseSettings):
     @classmethod
     def _prefix(cls, value: str) -> str:
         return check_prefix(value)
+
+    @field_validator("retention")
+    @classmethod
+    def _retention(cls, value: timedelta) -> timedelta:
+        if not timedelta(hours=1) <= value <= timedelta(days=36_500):
+            raise ValueError("keep events for at least an hour (01:00:00) and at most 36500d")
+        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from outbox.errors import ConfigurationError, LeadershipLostError, SchemaError
+from outbox.migrations.script import latest
 from outbox.names import lock_id
 
 RETRY_AFTER = 0.5
@@ -40,6 +41,8 @@ _PLANS = {
     # for unknown values can be a full scan. (Cursors are always planned for their values.)
     "relay": {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"},
     "sweep": {"plan_cache_mode": "force_custom_plan"},
+    # Upkeep asks for what is rarely there; estimates would have it read whole partitions.
+    "upkeep": {"plan_cache_mode": "force_custom_plan", "enable_seqscan": "off"},
 }
 
 
@@ -71,6 +74,9 @@ def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection
             )
         if row[1] is None:
             raise SchemaError(f"there is no outbox in schema {schema!r}: run `outbox migrate` first")
+        version = connection.execute(f"SELECT coalesce(max(version), 0) FROM {schema}.migration".encode()).fetchone()
+        if version is None or version[0] < latest():
+            raise SchemaError(f"the outbox in schema {schema!r} is of an older release: run `outbox migrate`")
     except BaseException:
         connection.close()
         raise
@@ -81,6 +87,11 @@ def try_to_lead(connection: psycopg.Connection, schema: str) -> bool:
     """Take the leader's lock if nobody holds it."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", [lock_id("relay", schema)]).fetchone()
     return row is not None and bool(row[0])
+
+
+def stop_leading(connection: psycopg.Connection, schema: str) -> None:
+    """Give the leader's lock back."""
+    connection.execute("SELECT pg_advisory_unlock(%s)", [lock_id("relay", schema)])
 
 
 def check(connection: psycopg.Connection, schema: str) -> None:

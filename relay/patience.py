@@ -21,6 +21,7 @@ class Patience:
     """Tries a call again until Redis answers. `pause(seconds)` sleeps between attempts and raises to give up."""
 
     def __init__(self, pause: Callable[[float], None]) -> None:
+        self.pause = pause
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((redis.RedisError, OSError)),
             wait=tenacity.wait_exponential(multiplier=0.02, max=1.0) + tenacity.wait_random(0, 0.05),

@@ -16,11 +16,10 @@ import tenacity
 
 from outbox.address import parse
 from outbox.database import redacted
-from outbox.errors import LeadershipLostError, PrefixTakenError
-from outbox.names import owner_key
+from outbox.errors import LeadershipLostError
 from outbox.redis import connect
 from outbox.settings import Settings
-from relay import lead, pacing
+from relay import lead, pacing, prefix, rebase
 from relay.append import Appender
 from relay.catch_up import CatchUp
 from relay.feed import MainFeed
@@ -28,6 +27,7 @@ from relay.handlers import Handlers
 from relay.pacing import Pace
 from relay.patience import Patience, Stopping
 from relay.sweep import Sweep
+from relay.upkeep import Upkeep
 from relay.wakeup import Doorbell, Sleep
 
 log = structlog.get_logger()
@@ -131,7 +131,12 @@ class Relay:
         patience = Patience(pause)
         client, sweep_client = patience.insist(self._redis), patience.insist(self._redis)
         owner = self._owner(connection)
-        patience.insist(lambda: claim_prefix(client, self._settings.prefix, owner))
+        restored = rebase.check(connection, self._schema)
+        if restored is not None:
+            self._take_prefix_over(connection, client, patience, restored.former, owner)
+        patience.insist(lambda: prefix.claim(client, self._settings.prefix, owner))
+        if restored is not None:
+            rebase.perform(connection, self._schema, restored)
         handlers = Handlers(connection, self._schema)
         appender = Appender(client, patience, check_lead=check_lead)
         main = MainFeed(
@@ -164,13 +169,20 @@ class Relay:
             published=lambda: main.published,
             ring=self._doorbell.ring,
         )
+        upkeep = Upkeep(
+            lambda: lead.connect(self._url, self._schema, role="upkeep"),
+            schema=self._schema,
+            keep=self._settings.retention,
+        )
         sleep = Sleep(connection, self._schema)
         try:
             main.resume()
             sweep.start()
+            upkeep.start()
             self._loop(connection, main, catch_up, handlers, sweep, sleep)
             sleep.wake()
         finally:
+            upkeep.stop()
             sweep.stop()
             appender.close()
             client.close()
@@ -230,17 +242,22 @@ class Relay:
         assert row is not None
         return f"{row[0]}/{row[1]}/{self._schema}"
 
-
-def claim_prefix(client: redis.Redis, prefix: str, owner: str) -> None:
-    """Mark a key prefix as this database's, or raise `PrefixTakenError` when it is another's."""
-    if client.set(owner_key(prefix), owner, nx=True):
-        return
-    found = client.get(owner_key(prefix))
-    holder = found.decode() if isinstance(found, bytes) else str(found)
-    if found is not None and holder != owner:
-        raise PrefixTakenError(
-            f"the Redis key prefix {prefix!r} belongs to {holder} (server/database/schema), this relay serves {owner}:"
-            " choose another OUTBOX_PREFIX"
+    def _take_prefix_over(
+        self, connection: psycopg.Connection, client: redis.Redis, patience: Patience, server: str, owner: str
+    ) -> None:
+        rows = connection.execute(f"SELECT name FROM {self._schema}.stream".encode()).fetchall()
+        last = connection.execute(f"SELECT coalesce(max(id), 0) FROM {self._schema}.tick".encode()).fetchone()
+        assert last is not None
+        patience.insist(
+            lambda: prefix.take_over(
+                client,
+                self._settings.prefix,
+                former=f"{server}/{owner.partition('/')[2]}",
+                owner=owner,
+                streams=[row[0] for row in rows],
+                last_tick=last[0],
+                pause=patience.pause,
+            )
         )
 
 

@@ -16,12 +16,13 @@ import redis
 import structlog
 
 from outbox.failpoints import reach
-from outbox.names import catch_up_key, owner_key, stream_key
+from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
 from relay import progress, scripts, tick
 from relay.catch_up import make_group
 from relay.feed import Published
 from relay.handlers import Handler
+from relay.prefix import show_leader
 from relay.snapshot import Snapshot
 from relay.tick import Tick
 from relay.window import window
@@ -93,7 +94,7 @@ class Sweep:
     def round(self, connection: psycopg.Connection) -> None:
         """Look at every handler once."""
         published = self._published()
-        self._client.set(owner_key(self._prefix), self._owner, nx=True)
+        show_leader(self._client, self._prefix, self._owner)
         rows = connection.execute(
             "SELECT name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq"
             f" FROM {self._schema}.handler WHERE done_tick IS NOT NULL ORDER BY event_name".encode()

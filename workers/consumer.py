@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from outbox.entry import from_microseconds
 from outbox.position import Position
-from workers import prefetch
+from workers import expiry, prefetch
 from workers.database import Database, array
 from workers.delivery import Recorder
 from workers.doorbell import Doorbell
@@ -186,7 +186,9 @@ class Consumer:
                 twin.twins = [*(twin.twins or ()), (source, entry_id)]
         if jobs:
             lane.average_bytes = 0.8 * lane.average_bytes + 0.2 * size / len(jobs)
-            seen = await self._seen(lane, jobs)
+            seen, retained_from = await self._seen(lane, jobs)
+            if retained_from:
+                await self._refuse(lane, [job for job in jobs if job.at < retained_from and job.event_id not in seen])
             if seen:
                 for job in jobs:
                     if job.event_id in seen and not job.closed:
@@ -198,7 +200,20 @@ class Consumer:
         if done:
             await self._recorder.acknowledge_entries(done)
 
-    async def _seen(self, lane: Lane, jobs: list[Job]) -> set[str]:
+    async def _refuse(self, lane: Lane, jobs: list[Job]) -> None:
+        """Bury what is older than what is retained."""
+        expired = [job for job in jobs if not job.closed]
+        if not expired:
+            return
+        for job in expired:
+            job.closed = True
+            self._log.error("event.expired", handler=lane.name, event_id=job.event_id, error=expiry.ERROR)
+        await self._database.fetch("expired", expiry.parameters(expired, lane.name))
+        for job in expired:
+            self._recorder.add(job, None)
+
+    async def _seen(self, lane: Lane, jobs: list[Job]) -> tuple[set[str], int]:
+        """Which of these have an outcome, and before when (in microseconds) outcomes may be gone."""
         rows = await self._database.fetch(
             "seen",
             {
@@ -208,7 +223,8 @@ class Consumer:
                 "last": from_microseconds(max(job.at for job in jobs)),
             },
         )
-        return {row[0] for row in rows}
+        retained_from = max((row[1] for row in rows if row[0] is None), default=0)
+        return {row[0] for row in rows if row[0] is not None}, retained_from
 
     # The doorbells
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from outbox.errors import ConfigurationError, PrefixTakenError, SchemaError
+from outbox.migrations.script import latest
 from outbox.names import channel, owner_key
 from outbox.settings import Settings
 from workers.database import Database
@@ -15,6 +16,9 @@ async def check_schema(database: Database, settings: Settings) -> None:
     rows = await database.query("SELECT to_regclass(%(table)s)", {"table": f"{settings.schema_name}.delivery"})
     if rows[0][0] is None:
         raise SchemaError(f"the database has no schema {settings.schema_name!r} of ours: run `outbox migrate` first")
+    rows = await database.query(f"SELECT coalesce(max(version), 0) FROM {settings.schema_name}.migration", {})
+    if rows[0][0] < latest():
+        raise SchemaError(f"the outbox in schema {settings.schema_name!r} is older: run `outbox migrate`")
 
 
 async def register(database: Database, handlers: list[Handler], schema: str) -> None:

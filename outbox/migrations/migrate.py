@@ -46,7 +46,7 @@ def apply(
     `SchemaError` when a migration fails; nothing of that migration is left then.
 
     >>> apply("postgresql://owner@db/shop")
-    [1]
+    [1, 2]
     """
     done: list[int] = []
     with connect(url) as connection:

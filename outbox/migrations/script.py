@@ -33,10 +33,15 @@ def scripts(schema: str = "outbox") -> tuple[Script, ...]:
     """Every migration of this release, in the order in which they are applied.
 
     >>> [script.title for script in scripts()]
-    ['0001_initial']
+    ['0001_initial', '0002_retention']
     """
     found = sorted(file.name for file in files(__package__).iterdir() if file.name[:4].isdigit())
     return tuple(_read(file_name, schema) for file_name in found)
+
+
+def latest() -> int:
+    """The number of this release's last migration."""
+    return scripts()[-1].version
 
 
 def _read(file_name: str, schema: str) -> Script:

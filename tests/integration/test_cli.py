@@ -182,18 +182,51 @@ def test_an_output_that_nobody_reads_to_its_end_is_no_error(outbox: Run, db: Db,
     assert result.stderr == ""
 
 
+# upkeep ---------------------------------------------------------------------------------------------------------------
+
+
+def test_upkeep_says_what_it_would_do_does_it_and_has_nothing_left_to_do(outbox: Run, db: Db) -> None:
+    db.execute("SELECT outbox.make_partitions('2001-01-01', '2001-01-02')")
+    would = outbox("upkeep", "--dry-run")
+    gone = "event_p20010101, event_p20010102, delivery_p20010101, delivery_p20010102"
+    assert (would.returncode, would.stdout, would.stderr) == (0, f"would drop {gone}\n", "")
+    facts = json.loads(outbox("upkeep", "--output", "json").stdout)
+    assert facts["dropped"] == gone.split(", ")
+    assert (facts["dry_run"], facts["rebased"], facts["left"]) == (False, None, [])
+    assert outbox("upkeep").stdout == "nothing to do\n"
+
+
+def test_upkeep_that_something_is_in_the_way_of_exits_3_and_says_what(outbox: Run, db: Db, database_url: str) -> None:
+    db.execute("SELECT outbox.make_partitions('2001-01-01', '2001-01-01')")
+    with psycopg.connect(database_url) as writer:
+        writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('paid', '{}')")
+        result = outbox("upkeep")
+        assert result.returncode == 3
+        assert result.stderr.startswith("left: event_p20010101: ")
+    assert outbox("upkeep").returncode == 0
+
+
+def test_the_retention_is_a_setting(outbox: Run, db: Db) -> None:
+    db.execute("SELECT outbox.make_partitions(current_date - 20, current_date - 20)")
+    assert outbox("upkeep", OUTBOX_RETENTION="30d").stdout == "nothing to do\n"
+    wrong = outbox("upkeep", OUTBOX_RETENTION="0")
+    assert (wrong.returncode, "retention" in wrong.stderr) == (1, True)
+    assert "drop" in outbox("upkeep").stdout
+
+
 # migrate -------------------------------------------------------------------------------------------------------------
 
 
 def test_migrate_applies_checks_and_names_drift(outbox: Run, empty_database_url: str) -> None:
     where = ["--database-url", empty_database_url, "--schema", "billing"]
+    titles = [script.title for script in migrations.scripts()]
     dry = outbox("migrate", "--dry-run", *where)
-    assert dry.stdout == "would apply 0001_initial\n"
+    assert dry.stdout == f"would apply {', '.join(titles)}\n"
     behind = outbox("migrate", "--check", *where)
-    assert (behind.returncode, behind.stdout) == (1, "not applied: 0001_initial\n")
+    assert (behind.returncode, behind.stdout) == (1, "".join(f"not applied: {each}\n" for each in titles))
     first = outbox("migrate", *where)
-    assert (first.returncode, first.stderr) == (0, "applying 0001_initial\n")
-    assert first.stdout == "schema billing is up to date (1 migration applied)\n"
+    assert (first.returncode, first.stderr) == (0, "".join(f"applying {each}\n" for each in titles))
+    assert first.stdout == f"schema billing is up to date ({len(titles)} migrations applied)\n"
     assert json.loads(outbox("migrate", "-o", "json", *where).stdout) == {"schema": "billing", "applied": []}
     assert outbox("migrate", "--check", *where).returncode == 0
     with psycopg.connect(empty_database_url, autocommit=True) as owner:

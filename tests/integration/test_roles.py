@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -178,6 +180,40 @@ def test_writer_relay_and_worker_do_their_whole_work_under_their_own_roles(
             " FROM outbox.handler AS h, outbox.relay AS r"
         )
         wait_for(lambda: owner.execute(caught_up.encode()).fetchone() == (True,), "done_to", logs)
+    # It makes no partitions, says so once, and goes on.
+    wait_for(lambda: "upkeep.not_allowed" in logs[0].read_text(), "the advice", logs)
+    assert "`outbox upkeep`" in logs[0].read_text()
+
+
+def test_upkeep_by_a_role_without_tables_thins_ticks_and_says_that_the_rest_is_the_owners(
+    database_url: str, roles: dict[str, str]
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("INSERT INTO outbox.tick (id, snapshot) SELECT n, '3:3:' FROM generate_series(1, 50) AS n")
+
+        def keep(url: str) -> subprocess.CompletedProcess[str]:
+            environment = os.environ | {"OUTBOX_DATABASE_URL": url}
+            return subprocess.run(
+                [sys.executable, "-m", "console.main", "upkeep", "-o", "json"],
+                env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+
+        result = keep(as_role(database_url, roles["relay"]))
+        assert (result.returncode, json.loads(result.stdout)["allowed"]) == (3, False)
+        assert json.loads(result.stdout)["ticks"] > 40
+        assert "as the owner" in result.stderr
+        result = keep(database_url)
+        assert (result.returncode, json.loads(result.stdout)["allowed"]) == (0, True)
+        # A member of the owner's role makes partitions for the owner.
+        member = roles["relay"]
+        owner.execute(sql.SQL("GRANT postgres TO {}").format(sql.Identifier(member)))
+        owner.execute("DROP TABLE outbox.event_p" + (datetime.now(UTC) + timedelta(days=7)).strftime("%Y%m%d"))  # type: ignore[call-overload]
+        result = keep(as_role(database_url, member))
+        assert (result.returncode, len(json.loads(result.stdout)["made"])) == (0, 1)
+        assert owner.execute(
+            "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'outbox'"
+        ).fetchall() == [("postgres",)]
+        owner.execute(sql.SQL("REVOKE postgres FROM {}").format(sql.Identifier(member)))
 
 
 @pytest.mark.parametrize("part", ["writer", "relay", "worker"])

@@ -24,7 +24,7 @@ from console.program import app
 from outbox.admin import Count, HandlerStatus, Leader, Status
 from outbox.errors import ConfigurationError
 
-COMMANDS = ["migrate", "demo", "relay", "worker", "status", "events", "dead", "replay"]
+COMMANDS = ["migrate", "demo", "relay", "worker", "status", "events", "dead", "replay", "upkeep"]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 

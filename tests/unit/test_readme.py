@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def test_the_settings_table_has_every_setting_with_its_default_and_flag() -> Non
         default, flag = rows[variable(field)]
         secret = getattr(about.default, "get_secret_value", None)
         value = redacted(secret()) if secret else about.default
+        if isinstance(value, timedelta):
+            value = f"{value.days}d"
         assert default == ("(none)" if value is None else f"`{value}`"), field
         assert flag == "" or flag.strip("`") in flags, field
 
