@@ -221,10 +221,15 @@ class Postgres(Server):
         """`programs` itself, or a copy when a folder above it is closed to other users (a root's home)."""
         if all(place.stat().st_mode & 0o001 for place in programs.parents):
             return programs
-        copy = self.folder / "programs"
-        if not copy.exists():
-            shutil.copytree(programs.parent, copy, symlinks=True)
-        return copy / "bin"
+        # The programs look for their libraries beside the package they are in.
+        package = programs.parents[1]
+        copies = self.folder / "programs"
+        if not copies.exists():
+            shutil.copytree(programs.parent, copies / package.name / programs.parent.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, copies / libraries.name, symlinks=True)
+        return copies / package.name / programs.parent.name / programs.name
 
     def command(self) -> list[str]:
         settings = [part for name, value in self.options.items() for part in ("-c", f"{name}={value}")]
