@@ -103,10 +103,10 @@ class Worker:
         url, schema = self._settings.libpq_url(), self._settings.schema_name
         self._databases = [Database(url, schema, self._up, self._log) for _ in range(3)]
         lookups, outcomes, control = self._databases
+        self._servers = link.connect(self._settings.redis_url.get_secret_value())
         for database in self._databases:
             # Now, before the handlers' own connections take all that the server has.
             await database.query("SELECT", {})
-        self._servers = link.connect(self._settings.redis_url.get_secret_value())
         await registration.check_schema(control, self._settings)
         self._owner = await registration.owner(control, schema)
         await self._claim_prefix()
