@@ -25,6 +25,9 @@ from outbox.address import Address, Kind, parse
 UNKNOWN = (RedisClusterException, KeyError)
 """What redis-py raises when no node of a cluster answers, or a slot is nobody's."""
 
+LEAVING = (redis.ReadOnlyError,)
+"""Errors that end their connection: the address may lead to another server by now, which became the primary."""
+
 CONNECT_TIMEOUT = 2.0
 """Seconds within which a server must take a connection."""
 
@@ -65,7 +68,7 @@ def connect(url: str, *, timeout: float, connect_timeout: float = CONNECT_TIMEOU
     address = parse(url)
     given = _given(timeout, connect_timeout) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
     if address.kind is Kind.SERVER:
-        return redis.Redis.from_url(url, **_fit(given, url))
+        return redis.Redis.from_url(url, retry_on_error=list(LEAVING), **_fit(given, url))
     options = given | _options(address)
     if address.kind is Kind.CLUSTER:
         nodes = [redis.cluster.ClusterNode(*host) for host in address.hosts]  # type: ignore[no-untyped-call]
@@ -83,7 +86,7 @@ def connect_asyncio(url: str, *, timeout: float, connect_timeout: float = CONNEC
     address = parse(url)
     given = _given(timeout, connect_timeout) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
     if address.kind is Kind.SERVER:
-        return redis.asyncio.Redis.from_url(url, **_fit(given, url))
+        return redis.asyncio.Redis.from_url(url, retry_on_error=list(LEAVING), **_fit(given, url))
     options = given | _options(address)
     kwargs = _for_sentinels(address, options)
     manager = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]

@@ -182,6 +182,7 @@ class Process:
         self.log = log
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
+            "OUTBOX_RELAY_DATABASE_URL": settings.libpq_url(direct=True),
             "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
             "OUTBOX_SCHEMA": settings.schema_name,
             "OUTBOX_PREFIX": settings.prefix,
