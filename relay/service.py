@@ -19,7 +19,7 @@ from outbox.database import redacted
 from outbox.errors import LeadershipLostError
 from outbox.redis import connect
 from outbox.settings import Settings
-from relay import lead, pacing, prefix, rebase
+from relay import eviction, lead, pacing, prefix, rebase
 from relay.append import Appender
 from relay.catch_up import CatchUp
 from relay.feed import MainFeed
@@ -135,6 +135,7 @@ class Relay:
         if restored is not None:
             self._take_prefix_over(connection, client, patience, restored.former, owner)
         patience.insist(lambda: prefix.claim(client, self._settings.prefix, owner))
+        patience.insist(lambda: eviction.warn(client))
         if restored is not None:
             rebase.perform(connection, self._schema, restored)
         handlers = Handlers(connection, self._schema)
