@@ -106,20 +106,25 @@ class Partitions:
             connection.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT bounds").format(part))
         return name, moved
 
-    def drop(self, partition: Partition, allowed: Callable[[], bool], noted: Callable[[], None]) -> bool:
-        """Drop a partition if `allowed()` still says so when nobody can change it any more; whether it did.
-
-        It is emptied first, which needs a lock that no writer is after. `noted()` runs in the same transaction. To drop
-        it takes a lock on the whole table: where writers are in each other's way all the time, that may have to wait
-        for long, and costs nothing then.
-        """
+    def empty(self, partition: Partition, allowed: Callable[[], bool], noted: Callable[[], None]) -> None:
+        """Empty a partition if `allowed()` still says so when nobody can change it any more; `noted()` runs in the same
+        transaction. This needs a lock that no writer is after."""
         part = self._place(partition.name)
         with self._change(partition.table) as connection:
             connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(part))
-            if not allowed():
-                return False
-            connection.execute(sql.SQL("TRUNCATE ONLY {}").format(part))
-            noted()
+            if allowed():
+                noted()
+                row = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(part)).fetchone()
+                if row is not None and row[0]:
+                    connection.execute(sql.SQL("TRUNCATE ONLY {}").format(part))
+
+    def drop(self, partition: Partition, allowed: Callable[[], bool]) -> bool:
+        """Drop a partition that was emptied, if `allowed()` still says so; whether it did.
+
+        This takes a lock on the whole table: where writers are always in long transactions it may have to be tried for
+        long, and costs nothing then.
+        """
+        part = self._place(partition.name)
         with self._change(partition.table) as connection:
             connection.execute(
                 sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(self._place(partition.table))

@@ -20,7 +20,8 @@ import structlog
 from outbox.position import ORIGIN, Position
 from relay import retention, scripts
 from relay.partitions import InTheWay, Partitions
-from relay.retention import Mark, Partition, Subscriber
+from relay.retention import Partition, Subscriber
+from relay.thinning import thin
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -28,13 +29,13 @@ log = structlog.get_logger()
 EVERY = 60.0
 """Seconds between two rounds of a leading relay."""
 
-SOON = 5.0
+SOON = 30.0
 """Seconds until the next round when something was in the way of one."""
 
 MAY_BLOCK = 0.1
 """Seconds for which one change may keep writers waiting."""
 
-TRIES = 5
+TRIES = 3
 """How often a round tries a change that something is in the way of."""
 
 BETWEEN_TRIES = 0.2
@@ -44,7 +45,7 @@ MOVED_PER_SECOND = 20_000
 """Rows of the default partition that are surely moved in a second, indexes included."""
 
 BATCH = 10_000
-"""Rows that are deleted, or ticks that are looked at, in one transaction."""
+"""Rows that are deleted in one transaction."""
 
 NOT_ALLOWED = (
     "this role owns no tables, so it makes and drops no partitions: run `outbox upkeep` once a day as the owner"
@@ -129,7 +130,7 @@ class _Round:
                 self._make(table, found, waiting.get(table, {}))
             self._retire_events(found, waiting.get("event", {}))
             self._retire_deliveries(found, waiting.get("delivery", {}))
-        self._thin()
+        report.ticks = thin(self._connection, self._schema, self._needed.tick, dry_run=self._dry_run, pause=self._pause)
         return report
 
     def _clock(self) -> datetime:
@@ -176,51 +177,68 @@ class _Round:
                 self.report.moved += rows
                 continue
             made = self._try(f"{table} for {day}", partial(self._partitions.make, table, day, source))
-            if made is not None:
-                self.report.made.append(made[0])
-                self.report.moved += made[1]
+            if made is None:
+                # What is in the way of one is in the way of the others.
+                return
+            self.report.made.append(made[0])
+            self.report.moved += made[1]
 
     # Retiring
 
     def _retire_events(self, found: list[Partition], waiting: dict[date, int]) -> None:
         """Drop what is expired and passed by all, the oldest first, up to the first that is not."""
+        pieces = []
         for piece in _pieces(found, "event", self._horizon, waiting):
             if not self._passed(piece):
                 self.report.held_by = self._holders(piece)
-                return
+                break
             if self._may_go(piece):
-                self._retire(piece, partial(self._may_go, piece), note=True)
-                self._gone.add(piece.upper)
+                pieces.append(piece)
+        self._gone = {piece.upper for piece in pieces}
+        self._retire(pieces, self._may_go, waiting, note=True)
 
     def _retire_deliveries(self, found: list[Partition], waiting: dict[date, int]) -> None:
         """Drop the outcomes of events that are gone."""
         row = self._connection.execute(f"SELECT retained_from FROM {self._schema}.relay".encode()).fetchone()
         before = self._horizon if self._dry_run else row and row[0]
-        for piece in _pieces(found, "delivery", before, waiting) if before else ():
-            settled = self._settled(piece) or (self._dry_run and piece.upper in self._gone)
-            if piece.default or settled:
-                self._retire(piece, partial(self._settled, piece), note=False)
+        pieces = [
+            piece
+            for piece in (_pieces(found, "delivery", before, waiting) if before else ())
+            if piece.default or self._settled(piece) or (self._dry_run and piece.upper in self._gone)
+        ]
+        self._retire(pieces, self._settled, waiting, note=False)
 
-    def _retire(self, piece: Partition, allowed: Callable[[], bool], *, note: bool) -> None:
-        assert piece.upper is not None
-        upper = piece.upper
-
-        def noted() -> None:
-            if note:
-                self._connection.execute(
-                    f"UPDATE {self._schema}.relay SET retained_from = greatest(retained_from, %s)".encode(), [upper]
-                )
-
+    def _retire(
+        self, pieces: list[Partition], allowed: Callable[[Partition], bool], waiting: dict[date, int], *, note: bool
+    ) -> None:
+        """Empty all pieces, in no writer's way; then drop those that are partitions, until somebody is in the way."""
         if self._dry_run:
+            self.report.dropped += [piece.name for piece in pieces if not piece.default]
+            self.report.deleted += sum(waiting[_range(piece)[0].date()] for piece in pieces if piece.default)
+            return
+        for piece in pieces:
+            noted = partial(self._note, piece) if note else _nothing
+            if piece.default:
+                noted()
+                while deleted := self._partitions.clear(piece, *_range(piece), BATCH):
+                    self.report.deleted += deleted
+                    self._pause(0)
+            else:
+                self._try(piece.name, partial(self._partitions.empty, piece, partial(allowed, piece), noted))
+        for piece in pieces:
             if not piece.default:
-                self.report.dropped.append(piece.name)
-        elif piece.default:
-            noted()
-            while deleted := self._partitions.clear(piece, *_range(piece), BATCH):
-                self.report.deleted += deleted
-                self._pause(0)
-        elif self._try(piece.name, lambda: self._partitions.drop(piece, allowed, noted)):
-            self.report.dropped.append(piece.name)
+                dropped = self._try(piece.name, partial(self._partitions.drop, piece, partial(allowed, piece)))
+                if dropped is None:
+                    return
+                self.report.dropped += [piece.name] if dropped else []
+
+    def _note(self, piece: Partition) -> None:
+        """Deliveries of events as old as this may be gone from now on."""
+        self._connection.execute(
+            f"UPDATE {self._schema}.relay SET retained_from = %(upper)s"
+            " WHERE retained_from IS NULL OR retained_from < %(upper)s".encode(),
+            {"upper": piece.upper},
+        )
 
     def _passed(self, piece: Partition, position: Position | None = None) -> bool:
         """Whether the relay and every served handler are past all events of a piece."""
@@ -253,38 +271,6 @@ class _Round:
         row = self._connection.execute(scripts.sql(name, self._schema), parameters).fetchone()
         return row is not None and bool(row[0])
 
-    # Thinning
-
-    def _thin(self) -> None:
-        """Delete ticks below all positions that nothing can tell from their neighbours. A position needs its own tick
-        and the one before; what is older is there for handlers to come, who may as well read larger batches."""
-        table = f"{self._schema}.tick"
-        row = self._connection.execute(
-            f"SELECT (SELECT max(id) FROM {table} WHERE id < %s),"
-            f" (SELECT xid::text::numeric::bigint FROM {self._schema}.event ORDER BY xid LIMIT 1)".encode(),
-            [self._needed.tick],
-        ).fetchone()
-        assert row is not None
-        upto, oldest = row
-        start = 0
-        while upto is not None:
-            ticks = [
-                Mark(*found)
-                for found in self._connection.execute(
-                    f"SELECT id, pg_snapshot_xmax(snapshot)::text::bigint FROM {table} WHERE id >= %s AND id <= %s"
-                    " ORDER BY id LIMIT %s".encode(),
-                    [start, upto, BATCH],
-                )
-            ]
-            gone = retention.superfluous(ticks, oldest)
-            if gone and not self._dry_run:
-                self._connection.execute(f"DELETE FROM {table} WHERE id = ANY(%s)".encode(), [gone])
-            self.report.ticks += len(gone)
-            if len(ticks) < BATCH:
-                return
-            start = ticks[-1].id
-            self._pause(0)
-
     def _try(self, what: str, change: Callable[[], T]) -> T | None:
         """The result of a change, or None when something is in the way of it."""
         for turn in range(TRIES):
@@ -292,13 +278,20 @@ class _Round:
                 self._pause(BETWEEN_TRIES)
             try:
                 return change()
-            except InTheWay as error:
-                reason = error.diag.message_primary or type(error).__name__
             except (psycopg.errors.DuplicateTable, psycopg.errors.UndefinedTable):
                 # Another upkeep was faster.
                 return None
+            except InTheWay as error:
+                reason = error.diag.message_primary or type(error).__name__
+                if isinstance(error, psycopg.errors.QueryCanceled):
+                    # It takes too long, and would the next time.
+                    break
         self.report.left.append(f"{what}: {reason}")
         return None
+
+
+def _nothing() -> None:
+    """Nothing is to be noted."""
 
 
 def _pieces(found: list[Partition], table: str, before: datetime, waiting: dict[date, int]) -> list[Partition]:
