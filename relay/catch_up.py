@@ -16,17 +16,15 @@ import structlog
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
-from relay import progress, scripts, tick
+from relay import bounds, progress, scripts, tick
 from relay.append import Append, Appender
+from relay.bounds import Contents
 from relay.feed import MainFeed
 from relay.handlers import Handler, Handlers
 from relay.patience import Patience
 from relay.window import window
 
 log = structlog.get_logger()
-
-MOST_ENTRIES = 10_000
-"""Entries of a catch-up stream at which its feed waits."""
 
 WAIT_FOR_ROOM = 0.02, 0.5
 """Seconds until feeds that wait for room look again: at first, and in the end."""
@@ -53,6 +51,7 @@ class Feed:
         self._window = 0
         self._complete = -1
         self._started = False
+        self._held = Contents(bounds.CATCH_UP)
         self.published = 0
         self._first: int | None = None
         self._reported = time.monotonic()
@@ -65,13 +64,13 @@ class Feed:
         elif room.last < Position.parse(self._feeds.appender.last[self.key]):
             self._restart()
             return True
-        if room.length >= MOST_ENTRIES:
+        if room.length >= bounds.CATCH_UP.entries or self._held.size >= bounds.CATCH_UP.size:
             return False
         if self._complete == self._feeds.main.position.tick:
             self._attach()
             return True
         rows = 0
-        while rows < PIECE:
+        while rows < PIECE and not self._held.full:
             if self._chunks is None:
                 self._chunks = self._read()
             chunk = next(self._chunks, None)
@@ -90,6 +89,7 @@ class Feed:
             reach("feed.appended")
             rows += chunk.rows
             self.published += chunk.rows
+            self._held.add(chunk.last, entries=chunk.rows, size=chunk.size)
             self._moved(chunk.last)
             self._report(chunk)
         return True
@@ -108,6 +108,7 @@ class Feed:
             kept = str(progress.after(finished))
             dropped = feeds.patience.insist(lambda: feeds.client.xtrim(self.key, minid=kept, approximate=False))
             state = progress.Progress(state.last, state.length - int(dropped), state.delivered, state.pending)
+            self._held.trimmed(finished)
         return state
 
     def _start(self, state: progress.Progress) -> None:
@@ -115,6 +116,9 @@ class Feed:
         # An earlier leader may have published more than it could note.
         self._moved(state.last)
         feeds.appender.expect(self.key, state.last)
+        if state.length:
+            size = feeds.patience.insist(lambda: feeds.client.memory_usage(self.key))
+            self._held.add(state.last, entries=state.length, size=int(size or 0))
         if state.delivered is None:
             feeds.patience.insist(lambda: make_group(feeds.client, self.key, self.handler.name, ORIGIN))
         self._started = True

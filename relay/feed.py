@@ -14,11 +14,13 @@ import structlog
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
-from relay import progress, scripts, tick
+from relay import bounds, progress, scripts, tick
 from relay.append import Append, Appender, Lost
-from relay.handlers import Handlers
+from relay.bounds import Contents
+from relay.handlers import Handler, Handlers
 from relay.patience import Patience
 from relay.tick import Tick
+from relay.wire import Entries
 
 log = structlog.get_logger()
 
@@ -65,6 +67,9 @@ class MainFeed:
         self._floor = 0
         self._touched: set[str] = set()
         self._streams: dict[str, Position] = {}
+        self._contents: dict[str, Contents] = {}
+        self.trimmed: dict[str, Position] = {}
+        """Up to where the sweep has trimmed each stream; written by its thread."""
         self.position = ORIGIN
         self.tick: Tick
         self.published = Published()
@@ -118,6 +123,7 @@ class MainFeed:
         reach("relay.forgotten")
         self._handlers.detach(event_name, actual)
         reach("relay.detached")
+        self._contents.pop(event_name, None)
         self._appender.expect(stream_key(self._prefix, event_name), actual)
         self._streams[event_name] = actual
         self._tell()
@@ -126,10 +132,15 @@ class MainFeed:
         self._patience.insist(lambda: self._client.delete(key))
 
     def _look(self, event_name: str) -> Position:
+        """See what a stream holds and where it ends."""
         key = stream_key(self._prefix, event_name)
-        last = self._patience.insist(lambda: progress.read(self._client, key, "")).last
-        self._appender.expect(key, last)
-        return last
+        state = self._patience.insist(lambda: progress.read(self._client, key, ""))
+        self._appender.expect(key, state.last)
+        self._contents[event_name] = held = Contents(bounds.MAIN)
+        if state.length:
+            size = self._patience.insist(lambda: self._client.memory_usage(key))
+            held.add(state.last, entries=state.length, size=int(size or 0))
+        return state.last
 
     def _ticks_from(self, start: int) -> Iterator[Tick]:
         while ticks := tick.load(self._connection, self._schema, start):
@@ -177,10 +188,41 @@ class MainFeed:
         losses = self._appender.settle()
         reach("relay.appended")
         self.position = chunk.last
-        self._touched.update(name.decode() for name in chunk.parts)
         for loss in losses:
             self._lost(loss)
+        for name, entries in chunk.parts.items():
+            self._appended(name.decode(), entries)
         return chunk.rows
+
+    def _appended(self, event_name: str, entries: Entries) -> None:
+        self._touched.add(event_name)
+        if event_name not in self._handlers.attached_names:
+            return
+        held = self._contents.setdefault(event_name, Contents(bounds.MAIN))
+        held.add(Position.parse(entries.final), entries=len(entries), size=entries.size)
+        if held.full:
+            held.trimmed(self.trimmed.get(event_name, ORIGIN))
+        if held.full:
+            self._make_room(event_name, held)
+
+    def _make_room(self, event_name: str, held: Contents) -> None:
+        """Trim a full stream to half of what it may hold. Who is behind that is fed from PostgreSQL from then on."""
+        key, cut = stream_key(self._prefix, event_name), held.cut()
+        for handler in self._handlers.of(event_name):
+            if handler.attached and (fed := self._take_off(key, handler, cut)) is not None:
+                self._handlers.detach_behind(handler, fed)
+                log.warning("handler.detached", handler=handler.name, event_name=event_name, why="behind", fed=str(fed))
+        if event_name not in self._handlers.attached_names:
+            # Nobody reads it any more.
+            cut = Position.parse(self._appender.last[key])
+        self._patience.insist(lambda: self._client.xtrim(key, minid=str(progress.after(cut)), approximate=False))
+        held.trimmed(cut)
+
+    def _take_off(self, key: str, handler: Handler, cut: Position) -> Position | None:
+        """Give a handler that is behind the cut nothing more of this stream. Returns what it was given last."""
+        arguments = (handler.name, str(cut), str(progress.AWAY))
+        answer = self._patience.insist(lambda: self._client.eval(scripts.lua("detach"), 1, key, *arguments))
+        return Position.parse(answer) if answer else None
 
     def _lost(self, loss: Lost) -> None:
         name = loss.key[len(self._prefix) + 2 : -1]

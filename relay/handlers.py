@@ -124,6 +124,13 @@ class Handlers:
                 [event_name],
             )
 
+    def detach_behind(self, handler: Handler, fed: Position) -> None:
+        """The main stream is trimmed past it: it is fed from PostgreSQL, behind what it was given last."""
+        self._replace(
+            f"UPDATE {self._table} SET attached = false, fed_tick = %s, fed_seq = %s WHERE name = %s",
+            [*fed, handler.name],
+        )
+
     def restart_feed(self, handler: Handler) -> None:
         """Its catch-up stream lost data: it is fed again from where all is done."""
         self._replace(

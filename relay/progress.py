@@ -10,6 +10,9 @@ import redis
 from outbox.position import END, ORIGIN, Position
 from relay import scripts
 
+AWAY = Position(END, END)
+"""Where the group of a detached handler is put on the main stream: it is given nothing there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -19,7 +22,7 @@ class Progress:
     """The id of the stream's last entry, also when that was trimmed."""
     length: int
     delivered: Position | None
-    """The group's last delivered id; None when there is no such group."""
+    """The group's last delivered id; `AWAY` when it was taken off; None when there is no such group."""
     pending: Position | None
     """The group's lowest id that is delivered and not acknowledged."""
 
@@ -55,7 +58,7 @@ def finished(progress: Progress, published: Position) -> Position | None:
 
     `published` is the feed's position, read before `progress` was.
     """
-    if progress.delivered is None:
+    if progress.delivered is None or progress.delivered == AWAY:
         return None
     if progress.pending is not None:
         return before(progress.pending)

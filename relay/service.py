@@ -169,6 +169,7 @@ class Relay:
             owner=owner,
             published=lambda: main.published,
             ring=self._doorbell.ring,
+            trimmed=main.trimmed.__setitem__,
         )
         upkeep = Upkeep(
             lambda: lead.connect(self._url, self._schema, role="upkeep"),

@@ -58,6 +58,7 @@ class Sweep:
         owner: str,
         published: Callable[[], Published],
         ring: Callable[[], None],
+        trimmed: Callable[[str, Position], None],
     ) -> None:
         self._connect = connect
         self._client = client
@@ -66,6 +67,7 @@ class Sweep:
         self._owner = owner
         self._published = published
         self._ring = ring
+        self._trimmed = trimmed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._settled: dict[str, Position] = {}
@@ -107,7 +109,7 @@ class Sweep:
             if attached:
                 trim.setdefault(event_name, []).append(reached)
         for event_name, reached_by_each in trim.items():
-            self._trim(stream_key(self._prefix, event_name), min(reached_by_each))
+            self._trim(event_name, min(reached_by_each))
             reach("sweep.trimmed")
 
     def _look(self, connection: psycopg.Connection, handler: Handler, published: Published) -> Position:
@@ -122,9 +124,10 @@ class Sweep:
         main = progress.read(self._client, key, handler.name)
         if self._lost(handler, main, published):
             return handler.done
-        if handler.attached and main.delivered is None:
-            log.warning("group.lost", handler=handler.name, stream=key)
-            make_group(self._client, key, handler.name, handler.done)
+        if handler.attached and main.delivered in (None, progress.AWAY):
+            if self._still_attached(connection, handler):
+                log.warning("group.lost", handler=handler.name, stream=key)
+                make_group(self._client, key, handler.name, handler.done, move=True)
             return handler.done
         own = progress.read(self._client, catch_up_key(self._prefix, handler.event_name, handler.name), handler.name)
         target = progress.finished_everywhere(
@@ -133,6 +136,11 @@ class Sweep:
         if target is None or target <= handler.done:
             return handler.done
         return self._check(connection, handler, target)
+
+    def _still_attached(self, connection: psycopg.Connection, handler: Handler) -> bool:
+        query = f"SELECT attached FROM {self._schema}.handler WHERE name = %s".encode()
+        row = connection.execute(query, [handler.name]).fetchone()
+        return row is not None and bool(row[0])
 
     def _lost(self, handler: Handler, main: progress.Progress, published: Published) -> bool:
         expected = published.streams.get(handler.event_name, ORIGIN)
@@ -169,8 +177,10 @@ class Sweep:
         self._settled[handler.name] = done
         return done
 
-    def _trim(self, key: str, finished: Position) -> None:
-        self._client.xtrim(key, minid=str(progress.after(finished)), approximate=True)
+    def _trim(self, event_name: str, finished: Position) -> None:
+        minid = str(progress.after(finished))
+        self._client.xtrim(stream_key(self._prefix, event_name), minid=minid, approximate=True)
+        self._trimmed(event_name, finished)
 
 
 def _range(handler: Handler, lower: Tick, done_seq: int, upper: Tick, upto_seq: int) -> dict[str, object]:

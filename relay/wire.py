@@ -28,6 +28,11 @@ class Entries:
         return len(self.ids)
 
     @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(map(len, self.packed))
+
+    @property
     def final(self) -> bytes:
         """The last id."""
         return self.ids[-1]
