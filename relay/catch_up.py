@@ -70,7 +70,7 @@ class Feed:
             self._attach()
             return True
         rows = 0
-        while rows < PIECE and not self._held.full:
+        while rows < PIECE and room.length + rows < bounds.CATCH_UP.entries and self._held.size < bounds.CATCH_UP.size:
             if self._chunks is None:
                 self._chunks = self._read()
             chunk = next(self._chunks, None)
