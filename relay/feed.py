@@ -210,6 +210,7 @@ class MainFeed:
         key, cut = stream_key(self._prefix, event_name), held.cut()
         for handler in self._handlers.of(event_name):
             if handler.attached and (fed := self._take_off(key, handler, cut)) is not None:
+                reach("relay.taken_off")
                 self._handlers.detach_behind(handler, fed)
                 log.warning("handler.detached", handler=handler.name, event_name=event_name, why="behind", fed=str(fed))
         if event_name not in self._handlers.attached_names:

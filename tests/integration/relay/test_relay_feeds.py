@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox.position import Position
-from relay.catch_up import MOST_ENTRIES as MOST
+from relay.bounds import CATCH_UP
 from relay.catch_up import PIECE
 from relay.tick import MOST_ROWS
 
+MOST = CATCH_UP.entries
 OVER = PIECE + MOST_ROWS
 """How many more a feed may put on a stream that is not full yet."""
 
