@@ -117,6 +117,7 @@ def test_every_variable_is_read_somewhere(document: Path) -> None:
     ours = {variable(field) for field in Settings.model_fields}
     fixtures = "".join(file.read_text() for file in (ROOT / "tests").rglob("conftest.py"))
     tests = set(re.findall(r"OUTBOX_TEST_[A-Z_]+", fixtures))
+    tests |= set(re.findall(r"OUTBOX_FAILPOINTS", (ROOT / "outbox/failpoints.py").read_text()))
     assert set(re.findall(r"\bOUTBOX_[A-Z_]+[A-Z]\b", document.read_text())) <= ours | tests
 
 
