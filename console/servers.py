@@ -6,10 +6,12 @@ when the context is left, and SIGKILL by the kernel should this process die firs
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -56,10 +58,12 @@ def _die_with_parent() -> Callable[[], None] | None:
 
 
 def free_port() -> int:
-    """A TCP port that was free on loopback a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that was free on loopback a moment ago, of those that no outgoing connection is given."""
+    while True:
+        port = random.randint(10_240, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
