@@ -20,7 +20,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Address:
-    """A Redis URL, taken apart. `str()` of it is fit for logs: it holds no user, password or option.
+    """A Redis URL, taken apart. `str()` of it is fit for logs: it holds no password and no option.
 
     >>> address = parse("rediss+sentinel://app:secret@one,two:5000/orders/2?ssl_ca_certs=/ca.pem")
     >>> address.hosts, address.service
@@ -28,7 +28,7 @@ class Address:
     >>> address.url
     'rediss://app:secret@one:26379/2?ssl_ca_certs=/ca.pem'
     >>> str(address)
-    'rediss+sentinel://one:26379,two:5000/orders/2'
+    'rediss+sentinel://app:***@one:26379,two:5000/orders/2'
     """
 
     kind: Kind
@@ -45,11 +45,14 @@ class Address:
 
     def __str__(self) -> str:
         parts = urlsplit(self.url)
+        credentials, at, place = parts.netloc.rpartition("@")
+        user, colon, _ = credentials.partition(":")
+        who = f"{user}{':***' if colon else ''}{at}"
         if self.kind is Kind.SERVER:
-            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            return f"{parts.scheme}://{who}{place}{parts.path}"
         place = ",".join(map(_netloc, self.hosts))
         service = f"/{self.service}" if self.service else ""
-        return f"{parts.scheme}+{self.kind.value}://{place}{service}{parts.path}"
+        return f"{parts.scheme}+{self.kind.value}://{who}{place}{service}{parts.path}"
 
 
 def parse(url: str) -> Address:

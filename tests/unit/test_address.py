@@ -35,10 +35,10 @@ def test_nodes_of_a_cluster() -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://app:secret@cache:6380/2?password=secret", "redis://cache:6380/2"),
-        ("unix://app:secret@/run/redis.sock?password=secret", "unix:///run/redis.sock"),
-        ("redis+sentinel://app:secret@one,two/orders?sentinel_password=a@secret", "redis+sentinel://one:26379,two:26379/orders"),
-        ("redis+cluster://app:secret@one,two/0", "redis+cluster://one:6379,two:6379"),
+        ("redis://app:secret@cache:6380/2?password=secret", "redis://app:***@cache:6380/2"),
+        ("unix://app:secret@/run/redis.sock?password=secret", "unix://app:***@/run/redis.sock"),
+        ("redis+sentinel://app:secret@one,two/orders?sentinel_password=a@secret", "redis+sentinel://app:***@one:26379,two:26379/orders"),
+        ("redis+cluster://app:secret@one,two/0", "redis+cluster://app:***@one:6379,two:6379"),
     ],
 )  # fmt: skip
 def test_what_is_shown_holds_no_secret(url: str, shown: str) -> None:

@@ -36,6 +36,10 @@ def test_streams_on_all_nodes_are_served_and_shown_by_status_and_may_move_meanwh
         path.await_done()
         shown = streams(path.settings, status(path.settings).handlers)
         assert {stream.key for stream in shown if stream.pending == 0} >= {stream_key("outbox", n) for n in path.names}
+    with whole_path(cluster.url) as again:
+        again.added = path.added
+        again.add(ROUND)
+        again.await_done()
 
 
 @pytest.mark.slow

@@ -118,6 +118,10 @@ def test_the_documented_rights_are_enough_for_relay_and_worker(
             admin.flushall()
             path.add(20)
             path.await_done()
+        with whole_path(url) as again:
+            again.added = path.added
+            again.add(20)
+            again.await_done()
         refused = [entry for entry in admin.acl_log() if entry["username"] == "outbox"]
         # The client's name and version, which it can do without. Redis 6.2 logs no more of it than "client".
         assert {entry["object"] for entry in refused} <= {"client|setinfo", "client"}

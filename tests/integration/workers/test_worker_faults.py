@@ -97,8 +97,10 @@ def test_connections_that_are_terminated_again_and_again_cost_neither_effects_no
 
 def read(outbox: Any, event: str, handler: str) -> int:
     """How many entries the group was given."""
-    (group,) = [g for g in outbox.redis.xinfo_groups(stream_key("outbox", event)) if g["name"] == handler.encode()]
-    return int(group["entries-read"])
+    # Redis 6.2 does not count them.
+    key = stream_key("outbox", event)
+    (group,) = [g for g in outbox.redis.xinfo_groups(key) if g["name"] == handler.encode()]
+    return len(outbox.redis.xrange(key, max=group["last-delivered-id"]))
 
 
 def test_while_postgres_is_away_nothing_is_acknowledged_and_afterwards_all_drains(
