@@ -16,4 +16,4 @@ def warn(client: redis.Redis) -> None:
         return
     policy = str(memory.get("maxmemory_policy", ""))
     if policy.startswith("allkeys") and int(memory.get("maxmemory", 0)):
-        log.warning("redis.evicts", policy=policy, advice="set maxmemory-policy to noeviction or volatile-ttl")
+        log.warning("redis.evicts", policy=policy, advice="set maxmemory-policy to noeviction")

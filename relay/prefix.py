@@ -33,8 +33,11 @@ def claim(client: redis.Redis, prefix: str, owner: str) -> None:
 
 
 def show_leader(client: redis.Redis, prefix: str, owner: str) -> None:
-    """Let others see that this database's relay leads; keep the marker."""
-    client.set(owner_key(prefix), owner, nx=True)
+    """Let others see that this database's relay leads; keep the marker, or raise `PrefixTakenError`.
+
+    It is another's when Redis forgot it and another relay came first.
+    """
+    claim(client, prefix, owner)
     client.set(leader_key(prefix), owner, px=int(LEADER_SEEN_FOR * 1000))
 
 

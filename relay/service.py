@@ -205,6 +205,8 @@ class Relay:
             sleep.forget_ended()
             began = time.monotonic()
             events = main.advance()
+            if sweep.refusal is not None:
+                raise sweep.refusal
             while not sweep.losses.empty():
                 loss = sweep.losses.get()
                 if main.published.streams.get(loss.event_name) == loss.expected:

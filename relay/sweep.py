@@ -15,6 +15,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox.errors import PrefixTakenError
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
@@ -72,6 +73,8 @@ class Sweep:
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._settled: dict[str, Position] = {}
         self.losses: SimpleQueue[Loss] = SimpleQueue()
+        self.refusal: PrefixTakenError | None = None
+        """Why this relay must stop: the prefix is another's by now."""
 
     def start(self) -> None:
         self._thread.start()
@@ -89,6 +92,10 @@ class Sweep:
                     connection.execute("SELECT set_config('lock_timeout', '1s', false)")
                     while not self._stop.wait(EVERY):
                         self.round(connection)
+            except PrefixTakenError as error:
+                self.refusal = error
+                self._ring()
+                return
             except (psycopg.Error, redis.RedisError, OSError) as error:
                 log.warning("sweep.failed", error=f"{type(error).__name__}: {error}")
                 self._stop.wait(EVERY)

@@ -136,6 +136,21 @@ def test_a_redis_that_evicts_whole_streams_is_named_at_the_start_and_costs_nothi
     box.await_attached("send")
 
 
+def test_a_relay_whose_prefix_another_database_took_while_redis_was_empty_stops(
+    box: Any, start_relay: Callable[..., Any]
+) -> None:
+    relay = start_relay()
+    box.subscribe("send", event="paid")
+    box.await_seqs(box.add("paid"), "paid")
+    with box.redis.pipeline(transaction=True) as forgetting:
+        forgetting.flushall()
+        forgetting.set("outbox:owner", "1/other/outbox")
+        forgetting.execute()
+    assert relay.popen.wait(timeout=60) == 1
+    assert "belongs to 1/other/outbox" in relay.output()
+    assert "Traceback" not in relay.output()
+
+
 def test_what_redis_lost_while_no_relay_ran_is_noticed_at_the_start(box: Any, run_relay: Callable[..., Any]) -> None:
     with run_relay():
         box.subscribe("send", event="paid")
