@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 
-from relay import lead, tick
+from relay import lead, scripts, tick
 
 PILE = 20_000
 MOST_PAGES = 150
@@ -81,3 +83,52 @@ def test_what_comes_with_a_tick_is_what_its_batch_has(database_url: str, names: 
             again = list(tick.read(connection, "outbox", loaded, names, -1))
             assert [chunk.parts for chunk in there] == [chunk.parts for chunk in again]
             assert sum(chunk.rows for chunk in there) == len(names) * (2 if turn == 1 else 1)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_catch_up_read_touches_each_event_once_however_many_ticks_there_are(
+    database_url: str, analyzed: bool
+) -> None:
+    ticks, events = 60, 200
+    with (
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        start = last.id
+        for _ in range(ticks):
+            writer.execute(
+                "INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [events]
+            )
+            found = tick.take(connection, "outbox", last, 0, [])
+            assert found is not None
+            last = found.tick
+        writer.execute(
+            "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+            " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event WHERE seq % 2 = 0"
+        )
+        if analyzed:
+            writer.execute("VACUUM ANALYZE")
+        there = tick.load(connection, "outbox", start)
+        parameters = {
+            "ticks": [each.id for each in there],
+            "from": [str(each.since) for each in there],
+            "to": [str(each.snapshot) for each in there],
+            "name": "a",
+            "handler": "h",
+            "after_tick": start,
+            "after_seq": 0,
+        }
+        explain = b"EXPLAIN (ANALYZE, TIMING off, FORMAT json) "
+        row = connection.execute(explain + scripts.sql("catch_up", "outbox"), parameters).fetchone()
+        assert row is not None
+        [explained] = row[0]
+        assert explained["Plan"]["Actual Rows"] == ticks * events / 2
+        assert handled(explained["Plan"]) < 10 * ticks * events
+
+
+def handled(plan: dict[str, Any]) -> float:
+    """Rows that the nodes of an executed plan gave on or dropped, in all."""
+    dropped = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
+    below: float = sum(map(handled, plan.get("Plans", [])))
+    return float((plan["Actual Rows"] + dropped) * plan["Actual Loops"] + below)
