@@ -223,7 +223,11 @@ class MainFeed:
         """Give a handler that is behind the cut nothing more of this stream. Returns what it was given last."""
         arguments = (handler.name, str(cut), str(progress.AWAY))
         answer = self._patience.insist(lambda: self._client.eval(scripts.lua("detach"), 1, key, *arguments))
-        return Position.parse(answer) if answer else None
+        if not answer:
+            return None
+        given = Position.parse(answer)
+        # Put away by a leader that died before it could say so, and what it was given is not known any more.
+        return handler.done or ORIGIN if given == progress.AWAY else given
 
     def _lost(self, loss: Lost) -> None:
         name = loss.key[len(self._prefix) + 2 : -1]

@@ -4,7 +4,7 @@
 -- ARGV[1]  the group
 -- ARGV[2]  the cut
 -- ARGV[3]  the position that means: away
--- Returns the last id it was given, or nothing when it is not behind.
+-- Returns the last id it was given, nothing when it is not behind, and ARGV[3] when it was put away before.
 local function parse(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
@@ -17,6 +17,9 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
   if fields['name'] == ARGV[1] then
     local delivered = fields['last-delivered-id']
+    if delivered == ARGV[3] then
+      return delivered
+    end
     local ms, seq = parse(delivered)
     if ms < cut_ms or (ms == cut_ms and seq < cut_seq) then
       redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[3])
