@@ -324,10 +324,10 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and wait. Stopping twice is fine."""
+        """Stop, and wait a moment: a round that still runs harms nobody. Stopping twice is fine."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=2)
 
     def _run(self) -> None:
         while not self._stop.is_set():
