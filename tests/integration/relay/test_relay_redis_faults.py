@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from console.servers import Redis, free_port
 from outbox.settings import Settings
+from relay.bounds import CATCH_UP
 from relay.catch_up import PIECE
 
 STREAM = "outbox:{paid}"
@@ -159,6 +160,28 @@ def test_what_redis_lost_while_no_relay_ran_is_noticed_at_the_start(box: Any, ru
     box.redis.flushall()
     with run_relay():
         assert box.work_until("paid", "send", seqs) == seqs
+        box.await_attached("send")
+
+
+def test_what_a_feed_had_put_on_a_stream_that_was_lost_while_no_relay_ran_is_retried(
+    box: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    with run_relay():
+        seqs = box.add("paid", CATCH_UP.entries + 2000)
+        box.register("send", event="paid")
+        wait_for(lambda: box.redis.xlen(f"{STREAM}:send") >= CATCH_UP.entries, "the full stream")
+    box.redis.delete(f"{STREAM}:send")
+    covered = (
+        "SELECT count(*) FROM outbox.delivery WHERE handler = 'send'"
+        " AND (state = 'done' OR state = 'retrying' AND due_at <= clock_timestamp())"
+    )
+    with run_relay():
+
+        def all_covered() -> bool:
+            box.work("paid", "send")
+            return bool(box.one(covered) == len(seqs))
+
+        wait_for(all_covered, "an outcome or a retry for every event")
         box.await_attached("send")
 
 
