@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,57 +13,14 @@ from pydantic import SecretStr
 from outbox.settings import Settings
 
 
-class Proxy:
-    """Stands before Redis and can keep the replies of the connections that are open to itself."""
-
-    def __init__(self, port: int) -> None:
-        self._target = ("127.0.0.1", port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self._clients: set[socket.socket] = set()
-        self.port = self._listener.getsockname()[1]
-        self._muted: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._open += [client, server]
-                self._clients.add(client)
-                threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
-                threading.Thread(target=self._carry, args=(server, client), daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if target not in self._muted:
-                    target.sendall(data)
-
-    def mute(self) -> None:
-        self._muted |= self._clients
-
-    def cut(self) -> None:
-        """End all connections."""
-        while self._open:
-            with contextlib.suppress(OSError):
-                self._open.pop().shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.close()
-        self.cut()
-
-
 @pytest.fixture
-def proxy(redis_server: Any) -> Iterator[Proxy]:
-    made = Proxy(redis_server.port)
-    yield made
-    made.close()
+def proxy(redis_server: Any, open_proxy: Callable[..., Any]) -> Any:
+    """A proxy before Redis."""
+    return open_proxy(redis_server.port)
 
 
 def test_an_append_whose_reply_was_lost_is_not_repeated(
-    box: Any, settings: Settings, proxy: Proxy, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+    box: Any, settings: Settings, proxy: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
 ) -> None:
     through = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{proxy.port}/0")})
     with run_relay(through):
@@ -82,7 +36,7 @@ def test_an_append_whose_reply_was_lost_is_not_repeated(
 
 
 def test_chunks_of_a_large_tick_whose_replies_were_lost_are_not_repeated(
-    box: Any, settings: Settings, proxy: Proxy, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+    box: Any, settings: Settings, proxy: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
 ) -> None:
     through = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{proxy.port}/0")})
     with run_relay(through):
