@@ -27,14 +27,13 @@ STREAM = "outbox:{paid}"
 
 
 @pytest.fixture
-def make_redis(scratch: Path) -> Iterator[Callable[..., Redis]]:
+def make_redis(scratch: Path, redis_server: Redis) -> Iterator[Callable[..., Redis]]:
     """Start further servers of the kind that is tested: `make_redis(persistent=True)`."""
     made: list[Redis] = []
-    wanted = os.environ.get("OUTBOX_TEST_REDIS")
 
     def make(**options: Any) -> Redis:
         folder = scratch / f"redis-{uuid.uuid4().hex[:8]}"
-        made.append(Redis(folder, program=Path(wanted) if wanted else None, **options).start())
+        made.append(Redis(folder, program=redis_server.program, **options).start())
         return made[-1]
 
     yield make
@@ -243,6 +242,9 @@ def pair(redis_server: Redis, make_redis: Callable[..., Redis]) -> tuple[Redis, 
     """A replica of the test's Redis, and a client of it."""
     replica = make_redis()
     client = redis_client.Redis.from_url(replica.url)
+    for each in (client, redis_client.Redis.from_url(redis_server.url)):
+        # They need not wait for further replicas to come.
+        each.config_set("repl-diskless-sync-delay", 0)
     client.replicaof("127.0.0.1", redis_server.port)
     return replica, client
 
