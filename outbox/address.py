@@ -83,7 +83,7 @@ def parse(url: str) -> Address:
             raise ValueError("after the Sentinels must follow the name of the service, as in /mymaster")
         service = path.pop(0)
         user, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
-    database = path.pop(0) if path else ""
+    database = path.pop(0) if path else options.pop("db", "")
     if path or (database and not database.isdigit()):
         raise ValueError("the URL must end with a database's number, or with none")
     if kind is Kind.CLUSTER and database.strip("0"):

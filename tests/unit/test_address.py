@@ -59,6 +59,7 @@ def test_what_is_shown_holds_no_secret(url: str, shown: str) -> None:
         "redis+sentinel://one:port/orders",
         "redis+sentinel://one/orders/two",
         "redis+cluster://one/1",
+        "redis+cluster://one?db=1",
         "redis+cluster://",
     ],
 )

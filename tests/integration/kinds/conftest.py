@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +24,8 @@ from console.servers import Redis
 from outbox.settings import Settings
 from relay import Relay
 from workers import Worker
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "redis.md"
 
 NAMES = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
 """Event names; their streams lie in slots of all three nodes."""
@@ -226,6 +230,26 @@ def _port_of_a_node() -> int:
             with contextlib.suppress(OSError, OverflowError):
                 bus.bind(("127.0.0.1", port + 10_000))
                 return port
+
+
+@pytest.fixture
+def documented_rights() -> list[list[str]]:
+    """The words of the ACL commands in the document: for every server, and what nodes of a cluster need besides."""
+    found = re.findall(r"```redis\n(ACL SETUSER .*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    assert len(found) == 2
+    return [command.split() for command in found]
+
+
+@pytest.fixture
+def assert_nothing_refused() -> Callable[[redis.Redis], None]:
+    """See in a server's ACL log that the documented user was content with its rights."""
+
+    def look(admin: redis.Redis) -> None:
+        refused = {entry["object"] for entry in admin.acl_log() if entry["username"] == "outbox"}
+        # The client's name and version, which it can do without. Redis 6.2 logs no more of it than "client".
+        assert refused <= {"client|setinfo", "client"}
+
+    return look
 
 
 @pytest.fixture

@@ -23,10 +23,17 @@ def slot(name: str) -> int:
 
 
 @pytest.mark.slow
-def test_streams_on_all_nodes_are_served_and_shown_by_status_and_may_move_meanwhile(
-    cluster: Any, whole_path: Callable[[str], Any]
+def test_with_the_documented_rights_streams_on_all_nodes_are_served_and_shown_and_may_move_meanwhile(
+    cluster: Any,
+    documented_rights: list[list[str]],
+    assert_nothing_refused: Callable[[redis.Redis], None],
+    whole_path: Callable[[str], Any],
 ) -> None:
-    with whole_path(cluster.url) as path:
+    for client in cluster.clients:
+        for command in documented_rights:
+            client.execute_command(*command)
+    url = cluster.url.replace("://", "://outbox:password@")
+    with whole_path(url) as path:
         path.add(ROUND)
         path.await_attached()
         assert {cluster.owner(slot(name)) for name in path.names} == {0, 1, 2}
@@ -36,10 +43,12 @@ def test_streams_on_all_nodes_are_served_and_shown_by_status_and_may_move_meanwh
         path.await_done()
         shown = streams(path.settings, status(path.settings).handlers)
         assert {stream.key for stream in shown if stream.pending == 0} >= {stream_key("outbox", n) for n in path.names}
-    with whole_path(cluster.url) as again:
+    with whole_path(url) as again:
         again.added = path.added
         again.add(ROUND)
         again.await_done()
+    for client in cluster.clients:
+        assert_nothing_refused(client)
 
 
 @pytest.mark.slow
