@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal --durations 40
 POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
 REDIS_7 := $(wildcard /usr/bin/redis-server)
 

@@ -161,7 +161,7 @@ def relay_rate(
         if holder:
             hold_open(holder)
         with bed.relay(DATABASE) as relay:
-            published = Published.watch(bed, relay, load)
+            published = Published.watch(bed, relay, load, receive=partial(receive, bed, load))
             if (peak := relay.peak_memory()) is not None and not hold:
                 memory.append(peak)
     finally:
@@ -205,8 +205,13 @@ class Published:
         return (self.last - self.first) / (self.last_at - self.first_at)
 
     @classmethod
-    def watch(cls, bed: Testbed, program: Program, load: Load) -> Published:
-        """Look every few milliseconds until all stand in Redis. Raises `MeasurementError` when the program fails."""
+    def watch(
+        cls, bed: Testbed, program: Program, load: Load, *, receive: Callable[[], None] | None = None
+    ) -> Published:
+        """Look every few milliseconds until all stood in Redis. Raises `MeasurementError` when the program fails.
+
+        `receive()` plays the consumers at each look.
+        """
         streams = load.streams()
         before = entries_added(bed, streams)
         deadline = time.monotonic() + 60 + load.events / 1000
@@ -214,6 +219,8 @@ class Published:
         while time.monotonic() < deadline:
             count = entries_added(bed, streams) - before
             now = time.time()
+            if receive:
+                receive()
             if count and first is None:
                 first, first_at = count, now
             if count >= load.events and first is not None and first_at is not None:
@@ -222,6 +229,22 @@ class Published:
                 break
             time.sleep(0.003)
         raise program.failure(f"published {count:,} of {load.events:,} events")
+
+
+def receive(bed: Testbed, load: Load) -> None:
+    """Be consumers that keep up: their groups are given everything and finish nothing.
+
+    Without them the relay would take the handlers off the full streams and feed them as room is made. The first entry
+    stays pending, so that the relay's sweep does not look for outcomes; the others are passed over unread, because what
+    reading costs is no part of this.
+    """
+    pipeline = bed.redis.pipeline(transaction=False)
+    for handler, name in load.handlers().items():
+        stream = stream_key("outbox", name)
+        if bed.redis.exists(stream) and not bed.redis.xpending(stream, handler)["pending"]:
+            bed.redis.xreadgroup(handler, "bench", {stream: ">"}, count=1)
+        pipeline.xgroup_setid(stream, handler, "$")
+    pipeline.execute(raise_on_error=False)
 
 
 def entries_added(bed: Testbed, streams: Sequence[str]) -> int:
