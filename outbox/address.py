@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -71,8 +72,11 @@ def parse(url: str) -> Address:
     if kind is Kind.SERVER:
         _port(url)
         return Address(kind, url)
-    parts = urlsplit(f"{transport}://{url.partition('://')[2]}")
-    credentials, at, place = parts.netloc.rpartition("@")
+    # Not by `urlsplit`: some versions of Python refuse several hosts of which one is an IPv6 address.
+    rest = url.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    parts = urlsplit(rest.removeprefix(authority))
+    credentials, at, place = authority.rpartition("@")
     port = DEFAULT_SENTINEL_PORT if kind is Kind.SENTINEL else DEFAULT_PORT
     hosts = tuple(_host(each, port) for each in place.split(","))
     path = [unquote(each) for each in parts.path.split("/") if each]
