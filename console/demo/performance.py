@@ -7,13 +7,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 
 from console.demo import report
-from console.demo.scenario import play
+from console.demo.scenario import Outcome, play
 from console.demo.stage import Stage
 from console.demo.view import for_console
 from outbox.errors import ConfigurationError
@@ -43,7 +44,7 @@ def run(keep: bool = False, requests: int = 1000, seed: int | None = None) -> in
             view.say("starting PostgreSQL, Valkey, the shop, two relays and two workers")
             with Stage() as stage:
                 with view:
-                    outcome = asyncio.run(play(stage, view, requests=requests, seed=seed))
+                    outcome = asyncio.run(_until_interrupted(play(stage, view, requests=requests, seed=seed)))
                 report.reconciliation(console, outcome, seed=seed, seconds=time.monotonic() - began)
                 if not outcome.good:
                     report.logs(console, stage)
@@ -54,6 +55,24 @@ def run(keep: bool = False, requests: int = 1000, seed: int | None = None) -> in
             view.say("interrupted; everything is stopped")
             return 130
     return 0 if outcome.good else 1
+
+
+async def _until_interrupted(performance: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """Its outcome. A signal cancels it until it is over: one cancellation may get lost in a client library."""
+    performing = asyncio.create_task(performance)
+    interrupted = asyncio.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    waiting = asyncio.create_task(interrupted.wait())
+    await asyncio.wait({performing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not interrupted.is_set():
+        return await performing
+    while not performing.done():
+        performing.cancel()
+        await asyncio.wait({performing}, timeout=0.5)
+    raise KeyboardInterrupt
 
 
 def _wait_for_interrupt() -> None:
