@@ -208,7 +208,7 @@ class Published:
     def watch(
         cls, bed: Testbed, program: Program, load: Load, *, receive: Callable[[], None] | None = None
     ) -> Published:
-        """Look every few milliseconds until all stood in Redis. Raises `MeasurementError` when the program fails.
+        """Look a hundred times a second until all stood in Redis. Raises `MeasurementError` when the program fails.
 
         `receive()` plays the consumers at each look.
         """
@@ -227,7 +227,7 @@ class Published:
                 return cls(first, first_at, count, now)
             if not program.running() and entries_added(bed, streams) - before < load.events:
                 break
-            time.sleep(0.003)
+            time.sleep(0.01)
         raise program.failure(f"published {count:,} of {load.events:,} events")
 
 

@@ -152,7 +152,7 @@ class Feed:
         name = f"catch_up_{next(_cursors)}"
         with tick.open_cursor(feeds.connection, name, scripts.sql("catch_up", feeds.schema), parameters) as cursor:
             for rows in tick.fetches(cursor, name):
-                yield from tick.chunks(rows, None)
+                yield from tick.chunks(rows, None, tick.CHUNK_BYTES)
 
     def _moved(self, position: Position) -> None:
         if position > self.fed:

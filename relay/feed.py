@@ -24,8 +24,9 @@ from relay.wire import Entries
 
 log = structlog.get_logger()
 
-IN_FLIGHT = 2
-"""Chunks on their way to Redis: one is appended while the next is read and sent."""
+IN_FLIGHT = 1 << 20
+"""Bytes on their way to Redis beyond which the oldest chunk is waited for; not while there is but one: that is appended
+while the next is read and sent."""
 
 BOOKMARK_EVERY = 0.5
 """Seconds between bookmarks within a large tick."""
@@ -157,13 +158,16 @@ class MainFeed:
         count = noted = 0
         marked = time.monotonic()
         sent: deque[tick.Chunk] = deque()
+        in_flight = 0
         for chunk in chunks:
             self._go_on()
             reach("relay.read")
             self._appender.submit(self._appends(chunk))
             reach("relay.sent")
             sent.append(chunk)
-            if len(sent) == IN_FLIGHT:
+            in_flight += chunk.size
+            while in_flight > IN_FLIGHT and len(sent) > 1:
+                in_flight -= sent[0].size
                 count += self._settle(sent.popleft())
             if time.monotonic() - marked > BOOKMARK_EVERY:
                 self._bookmark(count - noted)

@@ -14,12 +14,16 @@ from relay.snapshot import NOTHING, Snapshot
 from relay.wire import ENTRY, Entries
 
 CHUNK_BYTES = 1 << 20
-"""Payload bytes after which a chunk is closed."""
+"""Bytes after which a chunk is closed, and about what is fetched at a time."""
+
+PART_BYTES = 64 << 10
+"""Bytes for each event name in it after which a chunk of the main feed is closed. Redis is a quarter faster on calls
+of this size than on those of a megabyte (decision 023)."""
 
 SMALL = 256
 """Rows of a batch that comes with its tick; a larger one goes through a cursor."""
 
-MOST_ROWS = 4000
+MOST_ROWS = 2000
 """Rows that are fetched at a time at the most."""
 
 
@@ -146,17 +150,18 @@ def fetches(cursor: psycopg.Cursor, name: str) -> Iterator[psycopg.Cursor]:
         rows = max(1, min(MOST_ROWS, rows * 2, CHUNK_BYTES // average))
 
 
-def chunks(cursor: psycopg.Cursor, tick: int | None) -> Iterator[Chunk]:
+def chunks(cursor: psycopg.Cursor, tick: int | None, part_bytes: int = PART_BYTES) -> Iterator[Chunk]:
     """Cut fetched rows into chunks. The values go through as the bytes that PostgreSQL sent; nothing is decoded.
 
-    `tick` is the tick of all rows; None when each row carries its own in an eighth column.
+    `tick` is the tick of all rows; None when each row carries its own in an eighth column. A chunk is closed at
+    `part_bytes` for each event name in it, and at `CHUNK_BYTES` at the latest.
     """
     result = cursor.pgresult
     assert result is not None
     value = result.get_value
     chunk = Chunk()
     parts = chunk.parts
-    size = rows = 0
+    size = rows = most = 0
     prefix = b"" if tick is None else b"%d-" % tick
     seq: Any = b"0"
     row_tick: Any = b"0"
@@ -180,15 +185,16 @@ def chunks(cursor: psycopg.Cursor, tick: int | None) -> Iterator[Chunk]:
         part = parts.get(name)
         if part is None:
             parts[name] = part = Entries()
+            most = min(CHUNK_BYTES, most + part_bytes)
         part.ids.append(number)
         part.packed.append(packed)
         rows += 1
         size += len(packed)
-        if size >= CHUNK_BYTES:
+        if size >= most:
             yield _closed(chunk, rows, size, tick, row_tick, seq)
             chunk = Chunk()
             parts = chunk.parts
-            size = rows = 0
+            size = rows = most = 0
     if rows:
         yield _closed(chunk, rows, size, tick, row_tick, seq)
 

@@ -148,7 +148,7 @@ def test_a_stream_that_is_deleted_between_two_chunks_of_a_tick_is_not_appended_o
     # Only what is attached goes through these: the third chunk settled of the main feed.
     relay = start_relay(failpoints="relay.appended=stop@2")
     box.subscribe("send", event="paid")
-    seqs = box.add("paid", 8000)
+    seqs = box.add("paid", 20_000)
     relay.await_pause()
     assert 0 < box.redis.xlen("outbox:{paid}") < len(seqs)
     box.redis.delete("outbox:{paid}")

@@ -1,0 +1,56 @@
+"""Fetched rows are cut into chunks of bounded size, larger with the number of event names in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from relay import tick
+
+NAMES = 50
+
+
+class Rows:
+    """What a fetch gives: rows of one size, their event names in turn."""
+
+    def __init__(self, count: int, names: int, payload: int) -> None:
+        self.ntuples = count
+        self.pgresult = self
+        self._names = names
+        self._payload = b"x" * payload
+
+    def get_value(self, row: int, column: int) -> bytes:
+        name = b"name%d" % (row % self._names)
+        return [b"%d" % (row + 1), b"i" * 36, name, b"key", self._payload, b"", b"1795247896439054"][column]
+
+
+def chunks(rows: Any, *, whole: bool = False) -> list[tick.Chunk]:
+    return list(tick.chunks(rows, 7, tick.CHUNK_BYTES) if whole else tick.chunks(rows, 7))
+
+
+def test_one_name_is_cut_into_calls_of_64_kib() -> None:
+    found = chunks(Rows(5000, 1, 100))
+    assert sum(chunk.rows for chunk in found) == 5000
+    assert all(tick.PART_BYTES <= chunk.size < tick.PART_BYTES + 500 for chunk in found[:-1])
+
+
+def test_many_names_share_a_chunk_so_that_their_calls_are_not_small() -> None:
+    found = chunks(Rows(20_000, NAMES, 100))
+    assert all(len(chunk.parts) == NAMES for chunk in found[:-1])
+    assert all(tick.CHUNK_BYTES <= chunk.size < tick.CHUNK_BYTES + 500 for chunk in found[:-1])
+
+
+def test_a_few_names_have_64_kib_each() -> None:
+    found = chunks(Rows(5000, 3, 100))
+    assert all(3 * tick.PART_BYTES <= chunk.size < 3 * tick.PART_BYTES + 500 for chunk in found[:-1])
+
+
+def test_a_feed_has_chunks_of_a_megabyte() -> None:
+    found = chunks(Rows(20_000, 1, 100), whole=True)
+    assert all(tick.CHUNK_BYTES <= chunk.size < tick.CHUNK_BYTES + 500 for chunk in found[:-1])
+
+
+@pytest.mark.parametrize("payload", [70_000, 256 << 10])
+def test_a_large_payload_is_a_chunk(payload: int) -> None:
+    assert [chunk.rows for chunk in chunks(Rows(5, 1, payload))] == [1] * 5
