@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -272,6 +273,8 @@ def run(settings: Settings) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         service.stop()
 
+    # What is loaded by now stays: no collection need look through it.
+    gc.freeze()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     service.run()

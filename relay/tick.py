@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -21,7 +22,7 @@ PART_BYTES = 64 << 10
 of this size than on those of a megabyte (decision 023)."""
 
 SMALL = 256
-"""Rows of a batch that comes with its tick; a larger one goes through a cursor."""
+"""Rows of a batch that comes with its tick, if it has no more than `CHUNK_BYTES`. A larger one goes through a cursor."""
 
 MOST_ROWS = 2000
 """Rows that are fetched at a time at the most."""
@@ -60,24 +61,30 @@ def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int, na
     A small batch, what there is of the events of these names, comes with it.
     """
     cursor = connection.execute(
-        scripts.sql("tick", schema),
+        _statement(schema, any_open=bool(last.snapshot.xip)),
         {
             "floor": max(last.id + 1, floor),
             "xmax": str(last.snapshot.xmax),
             "xip": [str(xid) for xid in last.snapshot.xip],
             "names": names,
-            "limit": SMALL + 1 if names else 0,
         },
         prepare=True,
     )
     result = cursor.pgresult
     if result is None or not result.ntuples:
         return None
-    number, snapshot = result.get_value(0, 7), result.get_value(0, 8)
+    number, snapshot, whole = (result.get_value(0, column) for column in (7, 8, 9))
     assert number is not None
     assert snapshot is not None
     tick = Tick(int(number), Snapshot.parse(snapshot.decode("ascii")), last.snapshot)
-    return Taken(tick, cursor if result.ntuples <= SMALL else None)
+    return Taken(tick, cursor if whole == b"t" else None)
+
+
+@cache
+def _statement(schema: str, *, any_open: bool) -> bytes:
+    """The statement that takes a tick. Without transactions that were open, half of it is left out."""
+    text = scripts.sql("tick", schema).replace(b"{open}", scripts.sql("tick_open", schema) if any_open else b"")
+    return text.replace(b"{small}", b"%d" % SMALL).replace(b"{bytes}", b"%d" % CHUNK_BYTES)
 
 
 def load(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -16,13 +18,23 @@ from workers.delivery import Recorder
 from workers.doorbell import Doorbell
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Redis, Servers, Unreachable, by_server
+from workers.link import Redis, Servers, Unreachable, by_server, exchange
+
+T = TypeVar("T")
 
 BLOCK = 2.0
 """Seconds the doorbell waits; after as many seconds every stream is looked at anyway."""
 
 LISTEN_AGAIN = 0.2
 """Seconds after which the main stream of a detached handler may ring again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is asked about an entry before the group read gives it, if it does."""
+
+    entry_id: bytes
+    seen: asyncio.Task[tuple[set[str], int]] | None
 
 
 class Consumer:
@@ -54,7 +66,7 @@ class Consumer:
         self._bells: dict[int, Doorbell] = {}
         self._quiet_until = 0.0
         self._loop = asyncio.get_running_loop()
-        self._admitting: set[asyncio.Task[None]] = set()
+        self._admitting: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
         self._stopping = False
 
@@ -118,13 +130,13 @@ class Consumer:
                 raise failed
 
     async def _read_at(self, client: Redis, wanted: list[tuple[Source, int]]) -> None:
-        pipeline = client.pipeline(transaction=False)
+        ahead = {source: self._ask_ahead(source) for source, _ in wanted if source.rung}
+        commands: list[tuple[str | bytes | int, ...]] = []
         for source, count in wanted:
-            pipeline.execute_command(
-                "XREADGROUP", "GROUP", source.lane.name, self._name, "COUNT", count, "STREAMS", source.key, ">"
-            )
-            pipeline.execute_command("XINFO GROUPS", source.key)
-        replies = await pipeline.execute(raise_on_error=False)
+            name = source.lane.name
+            commands.append(("XREADGROUP", "GROUP", name, self._name, "COUNT", count, "STREAMS", source.key, ">"))
+            commands.append(("XINFO", "GROUPS", source.key))
+        replies = await exchange(client, commands)
         for number, (source, count) in enumerate(wanted):
             entries, groups = replies[2 * number], replies[2 * number + 1]
             if isinstance(entries, ResponseError) and "NOGROUP" in str(entries):
@@ -134,15 +146,31 @@ class Consumer:
                 if isinstance(reply, RedisError):
                     raise reply
             found = entries[0][1] if entries else []
+            if source in ahead:
+                source.won = bool(found) and found[0][0] == ahead[source].entry_id
             if len(found) < count:
                 source.ready = False
                 source.position = _last_delivered(groups, source.lane.name.encode())
             if found:
-                task = asyncio.create_task(self._admit(source, found, full=len(found) == count))
-                self._admitting.add(task)
-                task.add_done_callback(self._admitted)
+                self._start(self._admit(source, found, full=len(found) == count, ahead=ahead.get(source)))
 
-    def _admitted(self, task: asyncio.Task[None]) -> None:
+    def _ask_ahead(self, source: Source) -> Ahead:
+        """Ask about the entry that rang while the group read is on its way; most often it is what that brings.
+
+        A worker among many is rarely given it. It asks again after it was.
+        """
+        (entry_id, fields), source.rung = cast("list[Any]", source.rung), None
+        job = from_entry(source.lane, source, entry_id, fields) if source.won else None
+        seen = None if job is None else self._start(self._seen(source.lane, [job]))
+        return Ahead(entry_id, seen)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._admitting.add(task)
+        task.add_done_callback(self._admitted)
+        return task
+
+    def _admitted(self, task: asyncio.Task[Any]) -> None:
         self._admitting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._error = error
@@ -164,7 +192,7 @@ class Consumer:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    async def _admit(self, source: Source, entries: list[Any], *, full: bool) -> None:
+    async def _admit(self, source: Source, entries: list[Any], *, full: bool, ahead: Ahead | None) -> None:
         """Run what has no outcome yet; acknowledge the rest."""
         lane = source.lane
         began = self._loop.time()
@@ -186,7 +214,10 @@ class Consumer:
                 twin.twins = [*(twin.twins or ()), (source, entry_id)]
         if jobs:
             lane.average_bytes = 0.8 * lane.average_bytes + 0.2 * size / len(jobs)
-            seen, retained_from = await self._seen(lane, jobs)
+            if ahead is not None and ahead.seen is not None and [job.entry_id for job in jobs] == [ahead.entry_id]:
+                seen, retained_from = await ahead.seen
+            else:
+                seen, retained_from = await self._seen(lane, jobs)
             if retained_from:
                 await self._refuse(lane, [job for job in jobs if job.at < retained_from and job.event_id not in seen])
             if seen:
@@ -276,7 +307,7 @@ class Consumer:
 
     async def _answer(self) -> None:
         """See which streams rang."""
-        rung: set[str] = set()
+        rung: dict[str, list[Any]] = {}
         for bell in self._bells.values():
             if bell.ring is not None and bell.ring.done():
                 rung |= bell.take()
@@ -285,6 +316,7 @@ class Consumer:
             if source.key in rung:
                 if source.open:
                     source.ready = True
+                    source.rung = rung[source.key]
                 elif source.main and not source.lane.attached:
                     changed = True
         if changed:

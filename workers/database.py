@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,21 @@ from workers.queries import sql
 STATEMENT_TIMEOUT = 30.0
 """Seconds after which a statement's connection is taken for dead."""
 
+PREPARED = ("seen",)
+"""What is asked for each single event when few come."""
+
+NEVER = sys.maxsize
+"""Executions after which a statement is prepared that did not ask for it."""
+
 Unreachable = (psycopg.Error, OSError, TimeoutError)
 
 
 class Database:
     """One autocommit connection that is reopened when it breaks.
 
-    `up` is shared by all of a worker's connections and says whether PostgreSQL answers. No statement is prepared, so
-    that transaction poolers work and every plan sees its partitions.
+    `up` is shared by all of a worker's connections and says whether PostgreSQL answers. Statements that are asked for
+    each single event are prepared, with a plan for all values, where no pooler stands in between: planning takes
+    longer than running. All others are planned anew, so that every plan sees its partitions.
     """
 
     def __init__(self, url: str, schema: str, up: asyncio.Event, log: Any) -> None:
@@ -29,7 +37,9 @@ class Database:
         self._schema = schema
         self._up = up
         self._log = log
+        self._prepared = {sql(name, schema) for name in PREPARED}
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._direct = False
         self._turn = asyncio.Lock()
 
     async def fetch(self, name: str, params: Mapping[str, Any]) -> list[Any]:
@@ -55,7 +65,8 @@ class Database:
                 async with asyncio.timeout(STATEMENT_TIMEOUT):
                     if self._connection is None or self._connection.closed:
                         self._connection = await self._connect()
-                    cursor = await self._connection.execute(statement, params)
+                    prepare = self._direct and statement in self._prepared
+                    cursor = await self._connection.execute(statement, params, prepare=prepare)
                     rows = await cursor.fetchall() if cursor.description else []
             except BaseException:
                 connection, self._connection = self._connection, None
@@ -66,16 +77,20 @@ class Database:
         return rows
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             self._url,
             autocommit=True,
-            prepare_threshold=None,
+            prepare_threshold=NEVER,
             connect_timeout=5,
             application_name="outbox worker",
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
         )
+        self._direct = await _direct(connection)
+        if self._direct:
+            await connection.execute("SET plan_cache_mode = force_generic_plan")
+        return connection
 
     def _lost(self, error: BaseException) -> None:
         if self._up.is_set():
@@ -86,6 +101,13 @@ class Database:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+
+
+async def _direct(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether no pooler stands between: those tell the number of a server process of their own making."""
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    row = await cursor.fetchone()
+    return row is not None and row[0] == connection.info.backend_pid
 
 
 def array(values: list[str]) -> str:

@@ -32,11 +32,11 @@ class Doorbell:
         self.ring = asyncio.create_task(self._wait(wished))
         self.ring.add_done_callback(_noted)
 
-    def take(self) -> set[str]:
-        """The streams that rang, once the wait is over. Raises what ended it."""
+    def take(self) -> dict[str, list[Any]]:
+        """The streams that rang, once the wait is over, each with the entry that rang. Raises what ended it."""
         assert self.ring is not None
         ring, self.ring = self.ring, None
-        return {entry[0].decode() for entry in ring.result() or ()}
+        return {key.decode(): entries[0] for key, entries in ring.result() or ()}
 
     async def end(self) -> bool:
         """End the wait, so that it can be begun anew with other streams; False when it would not end."""

@@ -26,7 +26,7 @@ ABANDON_AFTER = 2.0
 class Source:
     """One stream that feeds a handler: its catch-up stream or the main stream of its event name."""
 
-    __slots__ = ("inflight", "key", "lane", "main", "position", "ready")
+    __slots__ = ("inflight", "key", "lane", "main", "position", "ready", "rung", "won")
 
     def __init__(self, lane: Lane, key: str, *, main: bool) -> None:
         self.lane = lane
@@ -37,6 +37,10 @@ class Source:
         self.position: bytes | None = None
         """Last delivered id of the group when the stream was last read dry."""
         self.inflight: dict[bytes, Job] = {}
+        self.rung: list[Any] | None = None
+        """The entry that rang, until the stream is read."""
+        self.won = True
+        """Whether the last entry that rang was given to this worker; then the next one may be expected too."""
 
     @property
     def open(self) -> bool:

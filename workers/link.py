@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import redis.asyncio
 import structlog
 from redis.crc import key_slot
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from outbox.address import Kind, parse
 from outbox.redis import UNKNOWN, close_asyncio, cluster_map, connect_asyncio, connect_node
@@ -146,6 +146,28 @@ def _as_it_came(response: Any, **_: Any) -> Any:
 async def command(client: Redis, *words: str | bytes | int) -> Any:
     """The reply to a command in its own words."""
     return await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+async def exchange(client: Redis, commands: list[tuple[str | bytes | int, ...]]) -> list[Any]:
+    """The replies to commands that are sent together. Errors that Redis replies are among them.
+
+    A pipeline does the same and takes twice as long for it.
+    """
+    pool = client.connection_pool
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    replies: list[Any] = []
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        while len(replies) < len(commands):
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+    finally:
+        if len(replies) < len(commands):
+            await connection.disconnect()
+        await pool.release(connection)
+    return replies
 
 
 class Script:
