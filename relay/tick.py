@@ -22,7 +22,7 @@ PART_BYTES = 64 << 10
 of this size than on those of a megabyte (decision 023)."""
 
 SMALL = 256
-"""Rows of a batch that comes with its tick, if it has no more than `CHUNK_BYTES`. A larger one goes through a cursor."""
+"""Rows of a batch that comes with its tick, if they have no more than `CHUNK_BYTES`; a larger one gets a cursor."""
 
 MOST_ROWS = 2000
 """Rows that are fetched at a time at the most."""
