@@ -152,6 +152,12 @@ handler = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("registered_at", _Moment, nullable=False, server_default=_NOW),
     Column("last_seen", _Moment, nullable=False, server_default=_NOW),
+    Column(
+        "start_at",
+        _Moment,
+        comment="begins with what was added from then on: -infinity is all that is retained, infinity its "
+        "registration; null lets the relay decide",
+    ),
     CheckConstraint("(done_tick IS NULL) = (done_seq IS NULL)"),
     CheckConstraint("(fed_tick IS NULL) = (fed_seq IS NULL)"),
     Index("handler_event_name", "event_name"),

@@ -22,27 +22,30 @@ class Handler:
     attached: bool
     done: Position | None
     fed: Position | None
+    chosen: bool = False
+    """Whether it said where to begin."""
 
 
-_COLUMNS = "name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq"
+_COLUMNS = "name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq, start_at IS NOT NULL"
 
 
 def _handler(row: tuple[Any, ...]) -> Handler:
-    name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq = row
+    name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq, chosen = row
     return Handler(
         name,
         event_name,
         attached,
         None if done_tick is None else Position(done_tick, done_seq),
         None if fed_tick is None else Position(fed_tick, fed_seq),
+        chosen,
     )
 
 
 def beginning(*, first: bool, before: int | None, published: Position) -> Position:
-    """Where a new handler begins: the first of its event name with all that is retained.
+    """Where a new handler begins: the first of its event name with all that is retained, unless it said otherwise.
 
-    A later one begins behind `before`, the last tick that was taken before it registered: what was added since is for
-    it too, even if the main feed, which is at `published`, has it behind itself already.
+    Others begin behind `before`, the last tick that was taken before the moment they chose, or else registered: what
+    was added since is for them too, even if the main feed, which is at `published`, has it behind itself already.
     """
     if first or before is None:
         return ORIGIN
@@ -76,15 +79,17 @@ class Handlers:
         self.all = {handler.name: handler for handler in map(_handler, rows)}
         known = {h.event_name for h in self.all.values() if h.done is not None}
         for handler in [h for h in self.all.values() if not h.attached and h.fed is None]:
-            first = handler.event_name not in known
-            before = None if first else self._registered_after(handler)
+            first = handler.event_name not in known and not handler.chosen
+            before = None if first else self._last_before(handler)
             self._admit(handler, beginning(first=first, before=before, published=published))
         self._index()
 
-    def _registered_after(self, handler: Handler) -> int | None:
+    def _last_before(self, handler: Handler) -> int | None:
+        """The last tick that was taken before the moment from which on a handler wants events."""
         row = self._connection.execute(
             f"SELECT t.id FROM {self._schema}.tick AS t, {self._table} AS h"
-            " WHERE h.name = %s AND t.created_at <= h.registered_at ORDER BY t.id DESC LIMIT 1".encode(),
+            " WHERE h.name = %s AND t.created_at <= least(h.start_at, h.registered_at)"
+            " ORDER BY t.id DESC LIMIT 1".encode(),
             [handler.name],
         ).fetchone()
         return None if row is None else row[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from outbox.errors import ConfigurationError, PayloadError
 from outbox.names import check_name
@@ -14,6 +15,8 @@ from workers import binding
 from workers.backoff import Backoff
 from workers.errors import HandlerError
 from workers.handler import Handler
+
+Start: TypeAlias = datetime | Literal["beginning", "now"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,17 +49,26 @@ class App:
         timeout: float = 30.0,
         backoff: Backoff | None = None,
         concurrency: int | None = None,
+        start: Start | None = None,
     ) -> Callable[[Function], Function]:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
         `name` is the handler's name (the function's by default), under which its progress is kept: do not change it
-        lightly. `timeout` is in seconds. `concurrency` is how many runs one process does at once. Raises
-        `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate name.
+        lightly. `timeout` is in seconds. `concurrency` is how many runs one process does at once.
+
+        `start` is where a new handler begins: `"beginning"` with all events that are retained, `"now"` with what is
+        added after it was first registered, an aware datetime with what was added from then on, and with the rest of
+        the relay's batch that this falls into. By default the first handler of an event name begins at the beginning
+        and later ones now. A handler that is known goes on where it is.
+
+        Raises `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate
+        name.
 
         >>> @app.handler("order_placed", timeout=5, backoff=workers.Backoff(initial=2, maximum=60))
         ... def book(order_id: int, session: Session) -> None: ...
         """
         _check_options(event_name, max_attempts, timeout, concurrency)
+        start_at = _start_at(start)
 
         def register(function: Function) -> Function:
             if not inspect.isroutine(function) or inspect.isasyncgenfunction(function):
@@ -83,10 +95,24 @@ class App:
                 timeout=timeout,
                 backoff=backoff or Backoff(),
                 concurrency=concurrency,
+                start_at=start_at,
             )
             return function
 
         return register
+
+
+def _start_at(start: Start | None) -> str | None:
+    """Where to begin, as a PostgreSQL timestamp."""
+    if start is None:
+        return None
+    if isinstance(start, datetime) and start.tzinfo is not None:
+        return start.isoformat()
+    if start == "beginning":
+        return "-infinity"
+    if start == "now":
+        return "infinity"
+    raise HandlerError(f'start must be "beginning", "now" or a datetime with a time zone, not {start!r}')
 
 
 def _check_options(event_name: str, max_attempts: int, timeout: float, concurrency: int | None) -> None:

@@ -26,6 +26,8 @@ class Handler:
     timeout: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
     concurrency: int | None = None
+    start_at: str | None = None
+    """Where it begins when it is new, as a PostgreSQL timestamp; None leaves it to the relay."""
 
     @property
     def asynchronous(self) -> bool:

@@ -24,7 +24,14 @@ async def check_schema(database: Database, settings: Settings) -> None:
 async def register(database: Database, handlers: list[Handler], schema: str) -> None:
     """Upsert the handlers' rows, all at once so that those of one event begin together, and wake the relay."""
     wanted = {handler.name: handler.event_name for handler in handlers}
-    rows = await database.fetch("register", {"names": list(wanted), "event_names": list(wanted.values())})
+    rows = await database.fetch(
+        "register",
+        {
+            "names": list(wanted),
+            "event_names": list(wanted.values()),
+            "starts": [handler.start_at for handler in handlers],
+        },
+    )
     for name, event_name in rows:
         if event_name != wanted[name]:
             raise ConfigurationError(

@@ -33,7 +33,7 @@ def scripts(schema: str = "outbox") -> tuple[Script, ...]:
     """Every migration of this release, in the order in which they are applied.
 
     >>> [script.title for script in scripts()]
-    ['0001_initial', '0002_retention']
+    ['0001_initial', '0002_retention', '0003_start']
     """
     found = sorted(file.name for file in files(__package__).iterdir() if file.name[:4].isdigit())
     return tuple(_read(file_name, schema) for file_name in found)

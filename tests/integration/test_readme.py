@@ -129,7 +129,7 @@ def sign_up(app: FastAPI) -> int:
 
     async def post() -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
-            return (await client.post("/signup", json={"email": "ann@shop.example"})).status_code
+            return (await client.post("/signup", json={"email": "first@shop.example"})).status_code
 
     return asyncio.run(post())
 
@@ -138,7 +138,7 @@ def test_the_bug_stores_the_customer_and_enqueues_apart_from_it(names: dict[str,
     app = names["app"] = FastAPI()
     exec(block("queue.enqueue"), names)
     assert sign_up(app) == 200
-    assert names["queue"].made == [("send_welcome", "ann@shop.example")]
+    assert names["queue"].made == [("send_welcome", "first@shop.example")]
     assert rows(database_url, "SELECT count(*) FROM outbox.event") == [(0,)]
 
 
@@ -147,7 +147,7 @@ def test_the_fix_stores_customer_and_event_together(names: dict[str, Any], datab
     exec(block("both, or neither"), names)
     assert sign_up(app) == 200
     assert rows(database_url, "SELECT u.email, e.name, e.payload FROM users AS u, outbox.event AS e") == [
-        ("ann@shop.example", "signed_up", {"email": "ann@shop.example"})
+        ("first@shop.example", "signed_up", {"email": "first@shop.example"})
     ]
 
 
@@ -159,7 +159,7 @@ def test_the_first_handler_takes_its_arguments_and_writes_in_its_transaction(
     assert (handler.event_name, handler.max_attempts, handler.timeout, handler.transactional) == (
         "signed_up", 10, 30, True,
     )  # fmt: skip
-    event = Event(uuid4(), "signed_up", '{"email": "ann@shop.example"}')
+    event = Event(uuid4(), "signed_up", '{"email": "first@shop.example"}')
 
     async def run() -> list[str]:
         engine = create_async_engine(sqlalchemy_url)
@@ -169,8 +169,8 @@ def test_the_first_handler_takes_its_arguments_and_writes_in_its_transaction(
         await engine.dispose()
         return written
 
-    assert asyncio.run(run()) == ["ann@shop.example"]
-    assert names["mail"].made == [("ann@shop.example", "Welcome", str(event.id))]
+    assert asyncio.run(run()) == ["first@shop.example"]
+    assert names["mail"].made == [("first@shop.example", "Welcome", str(event.id))]
 
 
 def test_events_are_added_as_shown(names: dict[str, Any], sqlalchemy_url: str, database_url: str) -> None:
@@ -304,23 +304,23 @@ def test_the_quick_start_ends_as_it_says(scratch: Path) -> None:
                     url = f"http://127.0.0.1:{port}/signup"
                     assert httpx.post(url, content=body, headers=headers, trust_env=False).is_success
                 eventually(lambda: sum(h["done"] + h["dead"] for h in reader.handlers().values()) == 4, "all end")
-                assert "to ann@shop.example: Welcome!" in worker.read_text()
+                assert "to first@shop.example: Welcome!" in worker.read_text()
             assert {name: (h["done"], h["dead"]) for name, h in reader.handlers().items()} == {
                 "send_welcome": (1, 1),
                 "award_points": (2, 0),
             }
             (letter,) = json.loads(reader.run("outbox dead --output json"))
-            assert (letter["attempts"], letter["payload"]["email"]) == (3, "bob@shop.invalid")
+            assert (letter["attempts"], letter["payload"]["email"]) == (3, "second@shop.invalid")
             assert len(json.loads(reader.run("outbox events --name signed_up --output json"))) == 2
             points = "SELECT email, points FROM users ORDER BY email"
             assert rows(reader.environment["OUTBOX_DATABASE_URL"], points) == [
-                ("ann@shop.example", 100),
-                ("bob@shop.invalid", 100),
+                ("first@shop.example", 100),
+                ("second@shop.invalid", 100),
             ]
             corrected = (folder / "shop/mail.py").read_text().replace('.endswith(".invalid")', '.endswith(".nowhere")')
             (folder / "shop/mail.py").write_text(corrected)
             with reader.running("outbox worker shop.tasks:app") as worker:
                 assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome")
                 eventually(lambda: reader.handlers()["send_welcome"]["done"] == 2, "the letter is done")
-                assert "to bob@shop.invalid: Welcome!" in worker.read_text()
+                assert "to second@shop.invalid: Welcome!" in worker.read_text()
             assert json.loads(reader.run("outbox dead --output json")) == []

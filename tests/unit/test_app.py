@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -37,7 +38,15 @@ def test_duplicate_names_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_attempts": 0}, {"timeout": 0}, {"timeout": float("inf")}, {"concurrency": 0}]
+    "options",
+    [
+        {"max_attempts": 0},
+        {"timeout": 0},
+        {"timeout": float("inf")},
+        {"concurrency": 0},
+        {"start": "then"},
+        {"start": datetime(2026, 1, 1)},
+    ],
 )
 def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(workers.HandlerError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from outbox.position import Position
 from relay.bounds import CATCH_UP
 from relay.catch_up import PIECE
@@ -54,6 +56,39 @@ def test_a_later_handler_misses_nothing_that_was_added_after_its_registration(bo
         box.await_seqs(known, "paid")
         box.sql.execute("NOTIFY outbox")
         assert box.work_until("paid", name, seqs) == seqs
+
+
+BEGIN = "INSERT INTO outbox.handler (name, event_name, start_at) VALUES ('late', 'paid', {})"
+
+
+@pytest.mark.parametrize("siblings", [0, 1])
+@pytest.mark.parametrize(
+    ("start", "first"),
+    [("'-infinity'", 0), ("'infinity'", 6), ("(SELECT created_at FROM outbox.event WHERE seq = 4)", 3)],
+    ids=["beginning", "now", "a moment"],
+)
+def test_a_handler_begins_where_it_said(
+    box: Any, relay: Any, wait_for: Callable[..., Any], siblings: int, start: str, first: int
+) -> None:
+    if siblings:
+        box.subscribe("first", event="paid")
+    seqs = []
+    for _ in range(2):
+        ticks = len(box.ticks())
+        seqs += box.add("paid", 3)
+        wait_for(lambda ticks=ticks: len(box.ticks()) > ticks, "a tick of these")
+    box.sql.execute(BEGIN.format(start))
+    seqs += box.add("paid", 2)
+    assert box.work_until("paid", "late", seqs[first:]) == seqs[first:]
+
+
+def test_where_a_known_handler_begins_is_not_asked_again(box: Any, relay: Any) -> None:
+    box.subscribe("send", event="paid")
+    seqs = box.add("paid", 3)
+    assert box.work_until("paid", "send", seqs) == seqs
+    box.sql.execute("UPDATE outbox.handler SET start_at = '-infinity'")
+    more = box.add("paid", 2)
+    assert box.work_until("paid", "send", more) == more
 
 
 def test_handlers_of_one_event_that_register_together_begin_together(box: Any, relay: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -54,6 +55,27 @@ def test_a_new_handler_is_registered_and_reads_its_catch_up_stream_only(outbox: 
 
     work(app, scenario)
     assert seen == [2]
+
+
+def test_a_new_handler_says_where_it_wants_to_begin(outbox: Any, work: Any) -> None:
+    app = workers.App()
+    moment = datetime(2026, 1, 31, 12, 30, tzinfo=timezone(timedelta(hours=2)))
+
+    async def react() -> None: ...
+
+    for name, start in (("whole", "beginning"), ("later", "now"), ("since", moment), ("usual", None)):
+        app.handler("signed_up", name=name, start=start)(react)
+
+    async def scenario(worker: workers.Worker) -> None:
+        for name, found in (
+            ("whole", "-infinity"),
+            ("later", "infinity"),
+            ("since", "2026-01-31 10:30:00"),
+            ("usual", None),
+        ):
+            assert outbox.one("SELECT (start_at AT TIME ZONE 'UTC')::text FROM outbox.handler WHERE name = %s", name) == found
+
+    work(app, scenario)
 
 
 def test_a_handler_that_becomes_attached_reads_the_main_stream_at_once(outbox: Any, work: Any, until: Any) -> None:
