@@ -73,7 +73,10 @@ def test_a_new_handler_says_where_it_wants_to_begin(outbox: Any, work: Any) -> N
             ("since", "2026-01-31 10:30:00"),
             ("usual", None),
         ):
-            assert outbox.one("SELECT (start_at AT TIME ZONE 'UTC')::text FROM outbox.handler WHERE name = %s", name) == found
+            assert (
+                outbox.one("SELECT (start_at AT TIME ZONE 'UTC')::text FROM outbox.handler WHERE name = %s", name)
+                == found
+            )
 
     work(app, scenario)
 
