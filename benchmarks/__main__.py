@@ -1,4 +1,4 @@
-"""`python -m benchmarks write|relay|worker|latency|all`: tables on stdout, progress on stderr.
+"""`python -m benchmarks write|relay|worker|latency|idle|all`: tables on stdout, progress on stderr.
 
 Exit status: 0 measured, 1 something failed (with --strict: or a target was missed), 2 wrong usage or a missing program.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import backlog, latency, relay, worker, write
+from benchmarks import backlog, idle, latency, relay, worker, write
 from benchmarks.report import Report, as_json, figures_table, sides_table
 from benchmarks.rounds import say
 from outbox.errors import ConfigurationError, OutboxError
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("relay", parents=[common, load], help="events per second of one relay")
     commands.add_parser("worker", parents=[common], help="events per second of one worker process")
     commands.add_parser("latency", parents=[common], help="from add and commit to the handler's start")
+    commands.add_parser("idle", parents=[common], help="an idle relay's cost, and its first event after a calm")
     commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
     return made
 
@@ -67,7 +68,7 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         )
         hold = getattr(options, "hold_transaction", False)
         return relay.run(repeat=options.repeat, load=load, hold_transaction=hold)
-    run = {"write": write.run, "worker": worker.run, "latency": latency.run}[benchmark]
+    run = {"write": write.run, "worker": worker.run, "latency": latency.run, "idle": idle.run}[benchmark]
     return run(repeat=options.repeat, quick=options.quick)
 
 

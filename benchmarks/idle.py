@@ -1,0 +1,145 @@
+"""What a relay costs while nothing happens, and how soon it is there when something does."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+import redis
+
+from benchmarks import backlog, subscription
+from benchmarks.program import Program
+from benchmarks.report import Figure, Report, Side, percentile
+from benchmarks.rounds import say, wait_until
+from benchmarks.testbed import Testbed, testbed
+from outbox.names import stream_key
+
+DATABASE = "bench"
+BURST = 1000
+"""Events that one transaction adds after the calm."""
+CALM = 3.0
+"""Seconds without events before a burst."""
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def run(*, repeat: int, quick: bool) -> Report:
+    """Be idle, then end the calm again and again; `repeat` times."""
+    seconds, bursts = (10.0, 5) if quick else (30.0, 20)
+    share: list[float] = []
+    burned: list[float] = []
+    first: list[float] = []
+    last: list[float] = []
+    with testbed() as bed:
+        say(f"idle: {seconds:.0f} s of nothing, then {bursts} bursts of {BURST:,} events")
+        for turn in range(1, repeat + 1):
+            bed.create(DATABASE)
+            bed.redis.flushall()
+            name = backlog.event_name(0)
+            subscription.register(bed, DATABASE, {"reacts": name})
+            with bed.relay(DATABASE) as relay, bed.connect(DATABASE) as connection:
+                await_sleep(bed, relay, connection, name)
+                busy, spent = idle(relay, connection, seconds)
+                share.append(busy * 100)
+                burned.append(spent)
+                times = [burst(bed, connection, name) for _ in range(bursts)]
+            first += [one for one, _ in times]
+            last += [one for _, one in times]
+            say(f"  {turn}/{repeat}  {share[-1]:.2f} % of a core, first event after {percentile(first, 0.5):.2f} ms")
+    sides = (
+        Side("idle relay", "% of a core", tuple(share)),
+        Side("transaction ids burned while idle", "ids", tuple(burned)),
+        Side("COMMIT begins → first event in Redis", "ms", tuple(first)),
+        Side(f"COMMIT begins → all {BURST:,} in Redis", "ms", tuple(last)),
+    )
+    return Report(
+        name="idle",
+        title="Idle: one relay, one attached handler, nothing to do; then bursts",
+        sides=sides,
+        figures=(
+            Figure("idle_percent", "an idle relay's share of a core, %", sides[0].median, 0.5, at_most=True),
+            Figure("idle_xids", "transaction ids an idle relay burns", max(burned), 0, at_most=True),
+            Figure(
+                "first_p50_ms", "the first event of a burst is in Redis within, ms", sides[2].median, 5, at_most=True
+            ),
+        ),
+        notes=(f"each burst after {CALM:.0f} s of calm, added by one transaction",),
+        details={"seconds": seconds, "bursts": bursts, "burst": BURST},
+    )
+
+
+def await_sleep(bed: Testbed, relay: Program, connection: psycopg.Connection, name: str) -> None:
+    """Wait until the relay serves the handler and has fallen asleep."""
+    wait_until(
+        lambda: relay.running() and subscription.attached(bed, DATABASE, {"reacts": name}),
+        "the relay attaches the handler",
+        timeout=30,
+    )
+    wait_until(lambda: asleep(connection), "the relay sleeps", timeout=30)
+
+
+def asleep(connection: psycopg.Connection) -> bool:
+    """Whether writers are asked to notify."""
+    row = connection.execute(
+        "SELECT coalesce(pg_sequence_last_value('outbox.asleep'), 0) > extract(epoch FROM clock_timestamp())"
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def idle(relay: Program, connection: psycopg.Connection, seconds: float) -> tuple[float, float]:
+    """The relay's share of a core, and how many transaction ids the server gave out."""
+    used, ids, began = cpu_seconds(relay), next_id(connection), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds(relay) - used) / (time.monotonic() - began), next_id(connection) - ids
+
+
+def cpu_seconds(program: Program) -> float:
+    """Processor time of a process so far, user and system."""
+    fields = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+def next_id(connection: psycopg.Connection) -> int:
+    """The transaction id that the server gives out next."""
+    row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def burst(bed: Testbed, connection: psycopg.Connection, name: str) -> tuple[float, float]:
+    """End a calm, and return the milliseconds from COMMIT until the first and until all events are in Redis."""
+    key = stream_key("outbox", name)
+    time.sleep(CALM)
+    wait_until(lambda: asleep(connection), "the relay sleeps", timeout=30)
+    seen: list[float] = []
+    listening = threading.Event()
+    before = bed.redis.xinfo_stream(key)["entries-added"]
+
+    def listen() -> None:
+        with redis.Redis.from_url(bed.redis_server.url) as client:
+            at = client.xinfo_stream(key)["last-generated-id"]
+            listening.set()
+            client.xread({key: at}, block=10_000, count=1)
+            seen.append(time.monotonic())
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    listening.wait()
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO outbox.event (name, key, payload)"
+            " SELECT %s, 'customer-' || n, json_build_object('order_id', n) FROM generate_series(1, %s) AS n",
+            [name, BURST],
+        )
+        time.sleep(0.01)
+        began = time.monotonic()
+    listener.join()
+    wait_until(
+        lambda: bed.redis.xinfo_stream(key)["entries-added"] - before >= BURST,
+        "the burst in Redis",
+        timeout=30,
+        every=0.001,
+    )
+    return (seen[0] - began) * 1000, (time.monotonic() - began) * 1000
