@@ -10,11 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outbox.address import parse
 from outbox.database import checked
-from outbox.database import redacted as redact
+from outbox.database import redacted
 from outbox.errors import ConfigurationError
 from outbox.names import check_prefix, check_schema
 
-Url = Annotated[SecretStr, PlainSerializer(lambda secret: redact(secret.get_secret_value()), return_type=str)]
+Url = Annotated[SecretStr, PlainSerializer(lambda secret: redacted(secret.get_secret_value()), return_type=str)]
 
 
 class Settings(BaseSettings):

@@ -17,9 +17,6 @@ from outbox.names import lock_id
 RETRY_AFTER = 0.5
 """Seconds between a standby's attempts."""
 
-KEEP_EVERY = 3.0
-"""Seconds within which a leader must speak to the server."""
-
 _SESSION = {
     # A leader that is stopped or cut off loses the lock when the server drops its session.
     "idle_session_timeout": "10s",

@@ -68,13 +68,8 @@ class Sleep:
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel(schema))))
         self.wake()
 
-    @property
-    def safe(self) -> bool:
-        """Whether every transaction that may commit without a NOTIFY has ended."""
-        return self.asleep and not self._deaf
-
     def fall_asleep(self) -> None:
-        """Ask writers to notify from now on; also renews that. First to be followed by polls until `safe`."""
+        """Ask writers to notify from now on; also renews that. To be followed by polls until all who did not hear have ended."""
         self._set(f"floor(extract(epoch FROM clock_timestamp()))::bigint + {int(pacing.ASLEEP_FOR)}")
         if not self.asleep:
             self.asleep = True
