@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
@@ -10,6 +11,8 @@ import pytest
 from relay import lead, scripts, tick
 
 PILE = 20_000
+LARGE = 300
+"""Events of a tick that are too many to come with it."""
 MOST_PAGES = 150
 """A few pages for each partition and index; a scan of the pile reads many times that."""
 
@@ -83,6 +86,140 @@ def test_what_comes_with_a_tick_is_what_its_batch_has(database_url: str, names: 
             again = list(tick.read(connection, "outbox", loaded, names, -1))
             assert [chunk.parts for chunk in there] == [chunk.parts for chunk in again]
             assert sum(chunk.rows for chunk in there) == len(names) * (2 if turn == 1 else 1)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "rare"], ["rare"], []])
+def test_a_large_tick_is_read_in_full_however_few_of_its_events_are_of_names_that_are_attached(
+    database_url: str, names: list[str]
+) -> None:
+    with (
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        writer.execute(
+            "INSERT INTO outbox.event (name, payload)"
+            " SELECT CASE WHEN n IN (1, %(size)s) THEN 'rare' ELSE 'a' END, '{}'"
+            "   FROM generate_series(1, %(size)s) AS n",
+            {"size": LARGE},
+        )
+        found = tick.take(connection, "outbox", last, 0, names)
+        assert found is not None
+        # More rows than come with a tick: those that come would be the first ones only.
+        assert found.rows is None
+        counted = sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, names, -1))
+        assert counted == (LARGE - 2) * ("a" in names) + 2 * ("rare" in names)
+        assert tick.take(connection, "outbox", found.tick, 0, names) is None
+
+
+@pytest.mark.parametrize("count", [tick.SMALL, tick.SMALL + 1])
+@pytest.mark.parametrize("late", [0, 1, tick.SMALL, tick.SMALL + 1])
+def test_events_of_transactions_that_were_open_come_whole_at_every_size_of_batch(
+    database_url: str, count: int, late: int
+) -> None:
+    with (
+        psycopg.connect(database_url) as early,
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        add = "INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)"
+        (last,) = tick.load(connection, "outbox", 0)
+        early.execute(add, [late])
+        early.execute("SELECT pg_current_xact_id()")
+        writer.execute(add, [1])
+        first = tick.take(connection, "outbox", last, 0, ["a"])
+        assert first is not None
+        assert first.rows is not None
+        early.commit()
+        writer.execute(add, [count])
+        found = tick.take(connection, "outbox", first.tick, 0, ["a"])
+        assert found is not None
+        assert (found.rows is None) == (late + count > tick.SMALL)
+        rest = (
+            tick.read(connection, "outbox", found.tick, ["a"], -1)
+            if found.rows is None
+            else tick.chunks(found.rows, found.tick.id)
+        )
+        wanted = writer.execute("SELECT seq FROM outbox.event ORDER BY seq").fetchall()
+        assert sorted(seqs(tick.chunks(first.rows, 1)) + seqs(rest)) == [row[0] for row in wanted]
+
+
+def seqs(chunks: Iterable[tick.Chunk]) -> list[int]:
+    """Of chunks of one event name."""
+    return [
+        int(number.split(b"-")[1]) for chunk in chunks for entries in chunk.parts.values() for number in entries.ids
+    ]
+
+
+def test_large_payloads_in_few_rows_do_not_come_with_their_tick(database_url: str) -> None:
+    with (
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        # They take little room in the table: what counts is what they are when they are read.
+        writer.execute(
+            "INSERT INTO outbox.event (name, payload) SELECT 'a', to_json(repeat('x', %s)) FROM generate_series(1, 6)",
+            [tick.CHUNK_BYTES // 4],
+        )
+        found = tick.take(connection, "outbox", last, 0, ["a"])
+        assert found is not None
+        assert found.rows is None
+        assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == 6
+
+
+def test_polls_do_not_read_what_an_open_transaction_has_written(database_url: str) -> None:
+    with (
+        psycopg.connect(database_url) as large,
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        large.execute("INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [PILE])
+        writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
+        found = tick.take(connection, "outbox", last, 0, ["a"])
+        for _ in range(4):
+            assert found is not None
+            last = found.tick
+            assert len(last.snapshot.xip) == 1
+            before = pages_touched(connection)
+            assert tick.take(connection, "outbox", last, 0, ["a"]) is None
+            writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
+            found = tick.take(connection, "outbox", last, 0, ["a"])
+            assert pages_touched(connection) - before <= 2 * MOST_PAGES
+        assert found is not None
+        large.commit()
+        whole = tick.take(connection, "outbox", found.tick, 0, ["a"])
+        assert whole is not None
+        assert sum(chunk.rows for chunk in tick.read(connection, "outbox", whole.tick, ["a"], -1)) == PILE
+
+
+def test_polls_that_find_nothing_burn_no_transaction_ids(database_url: str) -> None:
+    with (
+        psycopg.connect(database_url) as early,
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+
+        def next_id() -> int:
+            row = writer.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
+            assert row is not None
+            return int(row[0])
+
+        early.execute("SELECT pg_current_xact_id()")
+        for _ in range(2):
+            # First with a transaction that is open, then without.
+            writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
+            found = tick.take(connection, "outbox", last, 0, ["a"])
+            assert found is not None
+            last = found.tick
+            before = next_id()
+            for _ in range(100):
+                assert tick.take(connection, "outbox", last, 0, ["a"]) is None
+            # The server's own upkeep may need a few.
+            assert next_id() - before < 50
+            early.rollback()
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
