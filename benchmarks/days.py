@@ -13,6 +13,7 @@ from importlib.resources import files
 import psycopg
 
 from benchmarks import subscription
+from benchmarks.relay import Load, receive
 from benchmarks.report import Figure, Report, Side
 from benchmarks.rounds import say, wait_until
 from benchmarks.testbed import Testbed, testbed
@@ -20,7 +21,8 @@ from outbox.names import stream_key
 from relay import lead, tick, upkeep
 
 DATABASE = "bench"
-NAME, HANDLER = "bench0", "reacts"
+LOAD = Load(names=1)
+[(HANDLER, NAME)] = LOAD.handlers().items()
 KEEP = timedelta(days=3)
 """Retention. Constant from the day after it on, which is what the others are compared with."""
 STEADY = KEEP.days + 2
@@ -102,11 +104,10 @@ def live(bed: Testbed, day: datetime, events: int) -> None:
                 {"name": NAME, "day": day, "second": seconds, "first": first, "rows": ROWS_PER_TRANSACTION},
             )
             if first % 10_000 == 0:
-                # Given everything, finished with everything but the outcomes.
-                bed.redis.xgroup_setid(stream_key("outbox", NAME), HANDLER, "$")
+                receive(bed, LOAD)
         assert count(connection, "event") - before == events
         wait_until(lambda: relay.running() and published(connection), "the relay publishes the day", timeout=300)
-        bed.redis.xgroup_setid(stream_key("outbox", NAME), HANDLER, "$")
+        receive(bed, LOAD)
         connection.execute(
             "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
             " SELECT e.id, %s, e.created_at, 'done', 1 FROM outbox.event AS e"
@@ -114,6 +115,9 @@ def live(bed: Testbed, day: datetime, events: int) -> None:
             "                    WHERE d.event_id = e.id AND d.event_created_at = e.created_at)",
             [HANDLER],
         )
+        stream = stream_key("outbox", NAME)
+        for entry in bed.redis.xpending_range(stream, HANDLER, "-", "+", 10):
+            bed.redis.xack(stream, HANDLER, entry["message_id"])
         wait_until(lambda: relay.running() and finished(connection), "the sweep finds the day done", timeout=300)
 
 
