@@ -28,6 +28,10 @@ BLOCK = 2.0
 LISTEN_AGAIN = 0.2
 """Seconds after which the main stream of a detached handler may ring again."""
 
+AHEAD_FOR = 0.1
+"""Seconds after which an answer that was asked for ahead of its entry is old: by then another worker may have finished
+the event, which was on another stream too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
@@ -136,7 +140,9 @@ class Consumer:
             name = source.lane.name
             commands.append(("XREADGROUP", "GROUP", name, self._name, "COUNT", count, "STREAMS", source.key, ">"))
             commands.append(("XINFO", "GROUPS", source.key))
+        began = self._loop.time()
         replies = await exchange(client, commands)
+        in_time = self._loop.time() - began <= AHEAD_FOR
         for number, (source, count) in enumerate(wanted):
             entries, groups = replies[2 * number], replies[2 * number + 1]
             if isinstance(entries, ResponseError) and "NOGROUP" in str(entries):
@@ -152,7 +158,8 @@ class Consumer:
                 source.ready = False
                 source.position = _last_delivered(groups, source.lane.name.encode())
             if found:
-                self._start(self._admit(source, found, full=len(found) == count, ahead=ahead.get(source)))
+                asked = ahead.get(source) if in_time else None
+                self._start(self._admit(source, found, full=len(found) == count, ahead=asked))
 
     def _ask_ahead(self, source: Source) -> Ahead:
         """Ask about the entry that rang while the group read is on its way; most often it is what that brings.

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from outbox.address import Kind, parse
-from outbox.redis import UNKNOWN, close_asyncio, cluster_map, connect_asyncio, connect_node
+from outbox.redis import LEAVING, UNKNOWN, close_asyncio, cluster_map, connect_asyncio, connect_node
 from workers.queries import lua
 
 Redis = redis.asyncio.Redis
@@ -149,7 +149,8 @@ async def command(client: Redis, *words: str | bytes | int) -> Any:
 
 
 async def exchange(client: Redis, commands: list[tuple[str | bytes | int, ...]]) -> list[Any]:
-    """The replies to commands that are sent together. Errors that Redis replies are among them.
+    """The replies to commands that are sent together. Errors that Redis replies are among them, but for those that end
+    their connection: they are raised.
 
     A pipeline does the same and takes twice as long for it.
     """
@@ -161,11 +162,13 @@ async def exchange(client: Redis, commands: list[tuple[str | bytes | int, ...]])
         while len(replies) < len(commands):
             try:
                 replies.append(await connection.read_response())
+            except LEAVING:
+                raise
             except ResponseError as error:
                 replies.append(error)
     finally:
         if len(replies) < len(commands):
-            await connection.disconnect()
+            await connection.disconnect(nowait=True)
         await pool.release(connection)
     return replies
 
