@@ -13,7 +13,7 @@ from importlib.resources import files
 import psycopg
 
 from benchmarks import subscription
-from benchmarks.relay import Load, receive
+from benchmarks.relay import Consumers, Load
 from benchmarks.report import Figure, Report, Side
 from benchmarks.rounds import say, wait_until
 from benchmarks.testbed import Testbed, testbed
@@ -95,6 +95,7 @@ def live(bed: Testbed, day: datetime, events: int) -> None:
     """Add a day's events while a relay runs, and finish them."""
     with bed.relay(DATABASE) as relay, bed.connect(DATABASE) as connection:
         statement = (files(__package__) / "days.sql").read_bytes()
+        receive = Consumers(bed, LOAD)
         before = count(connection, "event")
         connection.execute("SET synchronous_commit = off")
         for first in range(0, events, ROWS_PER_TRANSACTION):
@@ -104,10 +105,10 @@ def live(bed: Testbed, day: datetime, events: int) -> None:
                 {"name": NAME, "day": day, "second": seconds, "first": first, "rows": ROWS_PER_TRANSACTION},
             )
             if first % 10_000 == 0:
-                receive(bed, LOAD)
+                receive()
         assert count(connection, "event") - before == events
         wait_until(lambda: relay.running() and published(connection), "the relay publishes the day", timeout=300)
-        receive(bed, LOAD)
+        receive()
         connection.execute(
             "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
             " SELECT e.id, %s, e.created_at, 'done', 1 FROM outbox.event AS e"

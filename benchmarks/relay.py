@@ -161,7 +161,7 @@ def relay_rate(
         if holder:
             hold_open(holder)
         with bed.relay(DATABASE) as relay:
-            published = Published.watch(bed, relay, load, receive=partial(receive, bed, load))
+            published = Published.watch(bed, relay, load, receive=Consumers(bed, load))
             if (peak := relay.peak_memory()) is not None and not hold:
                 memory.append(peak)
     finally:
@@ -208,7 +208,7 @@ class Published:
     def watch(
         cls, bed: Testbed, program: Program, load: Load, *, receive: Callable[[], None] | None = None
     ) -> Published:
-        """Look a hundred times a second until all stood in Redis. Raises `MeasurementError` when the program fails.
+        """Look up to a hundred times a second until all stood in Redis. Raises `MeasurementError` when the program fails.
 
         `receive()` plays the consumers at each look.
         """
@@ -217,6 +217,7 @@ class Published:
         deadline = time.monotonic() + 60 + load.events / 1000
         first = first_at = None
         while time.monotonic() < deadline:
+            looked = time.monotonic()
             count = entries_added(bed, streams) - before
             now = time.time()
             if receive:
@@ -227,24 +228,36 @@ class Published:
                 return cls(first, first_at, count, now)
             if not program.running() and entries_added(bed, streams) - before < load.events:
                 break
-            time.sleep(0.01)
+            # Looking at many streams must not become the load.
+            time.sleep(max(0.01, 10 * (time.monotonic() - looked)))
         raise program.failure(f"published {count:,} of {load.events:,} events")
 
 
-def receive(bed: Testbed, load: Load) -> None:
-    """Be consumers that keep up: their groups are given everything and finish nothing.
+class Consumers:
+    """Consumers that keep up: when called, their groups are given everything; they finish nothing.
 
     Without them the relay would take the handlers off the full streams and feed them as room is made. The first entry
     stays pending, so that the relay's sweep does not look for outcomes; the others are passed over unread, because what
     reading costs is no part of this.
     """
-    pipeline = bed.redis.pipeline(transaction=False)
-    for handler, name in load.handlers().items():
-        stream = stream_key("outbox", name)
-        if bed.redis.exists(stream) and not bed.redis.xpending(stream, handler)["pending"]:
-            bed.redis.xreadgroup(handler, "bench", {stream: ">"}, count=1)
-        pipeline.xgroup_setid(stream, handler, "$")
-    pipeline.execute(raise_on_error=False)
+
+    def __init__(self, bed: Testbed, load: Load) -> None:
+        self._bed = bed
+        self._waiting = {stream_key("outbox", name): handler for handler, name in load.handlers().items()}
+        self._reading: dict[str, str] = {}
+
+    def __call__(self) -> None:
+        pipeline = self._bed.redis.pipeline(transaction=False)
+        for stream, handler in self._waiting.items():
+            pipeline.xreadgroup(handler, "bench", {stream: ">"}, count=1)
+        found = pipeline.execute(raise_on_error=False)
+        for (stream, handler), reply in zip(list(self._waiting.items()), found, strict=True):
+            if isinstance(reply, list) and reply:
+                self._reading[stream] = handler
+                del self._waiting[stream]
+        for stream, handler in self._reading.items():
+            pipeline.xgroup_setid(stream, handler, "$")
+        pipeline.execute(raise_on_error=False)
 
 
 def entries_added(bed: Testbed, streams: Sequence[str]) -> int:
