@@ -208,7 +208,7 @@ class Published:
     def watch(
         cls, bed: Testbed, program: Program, load: Load, *, receive: Callable[[], None] | None = None
     ) -> Published:
-        """Look up to a hundred times a second until all stood in Redis. Raises `MeasurementError` when the program fails.
+        """Look up to a hundred times a second until all stood in Redis. Raises `MeasurementError` if the program fails.
 
         `receive()` plays the consumers at each look.
         """
