@@ -84,6 +84,8 @@ def connect(url: str, *, application_name: str = "outbox") -> psycopg.Connection
             autocommit=True,
             connect_timeout=int(given.get("connect_timeout") or CONNECT_TIMEOUT),
             application_name=str(given.get("application_name") or application_name),
+            # Behind a transaction pooler the next transaction may be another session's.
+            prepare_threshold=None,
         )
     except psycopg.OperationalError as error:
         raise UnreachableError(unreachable(address, error)) from None

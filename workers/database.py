@@ -21,6 +21,10 @@ PREPARED = ("seen",)
 NEVER = sys.maxsize
 """Executions after which a statement is prepared that did not ask for it."""
 
+SET_IF_DIRECT = "SELECT set_config(%s, %s, false) WHERE pg_backend_pid() = %s"
+"""Gives the session a setting, and returns a row, where no pooler stands between: those tell clients the number of a
+server process of their own making. What is left on a pooler's session is the next client's."""
+
 Unreachable = (psycopg.Error, OSError, TimeoutError)
 
 
@@ -87,9 +91,9 @@ class Database:
             keepalives_interval=5,
             keepalives_count=3,
         )
-        self._direct = await _direct(connection)
-        if self._direct:
-            await connection.execute("SET plan_cache_mode = force_generic_plan")
+        setting = ["plan_cache_mode", "force_generic_plan", connection.info.backend_pid]
+        cursor = await connection.execute(SET_IF_DIRECT, setting, prepare=False)
+        self._direct = await cursor.fetchone() is not None
         return connection
 
     def _lost(self, error: BaseException) -> None:
@@ -101,13 +105,6 @@ class Database:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-
-
-async def _direct(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether no pooler stands between: those tell the number of a server process of their own making."""
-    cursor = await connection.execute("SELECT pg_backend_pid()")
-    row = await cursor.fetchone()
-    return row is not None and row[0] == connection.info.backend_pid
 
 
 def array(values: list[str]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 import sqlalchemy.exc
 import structlog
-from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from outbox.settings import Settings
@@ -22,7 +21,7 @@ from workers.errors import SupersededError
 from workers.handler import Handler
 from workers.job import Job
 from workers.threads import Threads
-from workers.transaction import HandlerSession, finish, record_on_commit, repeatable
+from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable
 
 REPEATS = 10
 """How often a transaction that failed through no fault of the handler is tried again in place: for some 5 seconds."""
@@ -112,7 +111,7 @@ class Execution:
             "max_overflow": -1,
             "pool_use_lifo": True,
             "hide_parameters": True,
-            "connect_args": {"connect_timeout": 5, "application_name": "outbox handler", "prepare_threshold": 5},
+            "connect_args": {"connect_timeout": 5, "application_name": "outbox handler", "prepare_threshold": None},
         }
         url = self._settings.sqlalchemy_url()
         if self.handler.asynchronous:
@@ -121,14 +120,7 @@ class Execution:
         else:
             target = self._engine = create_engine(url, **options)
         record_on_commit(target, self._settings.schema_name)
-        limit = int((self.handler.timeout + IDLE_MARGIN) * 1000)
-
-        @sqlalchemy_event.listens_for(target, "connect")
-        def _limit_idle(connection: Any, _: Any) -> None:
-            cursor = connection.cursor()
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {limit}")
-            cursor.close()
-            connection.commit()
+        limit_idle(target, self.handler.timeout + IDLE_MARGIN)
 
     async def _transactional(self, job: Job) -> bool:
         once = self._once_async if self.handler.asynchronous else self._once_in_thread

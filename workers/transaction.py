@@ -1,4 +1,4 @@
-"""The transaction of a transactional handler: its session, its last statement, and which failures may be repeated."""
+"""The transaction of a transactional handler: its session, its first and last statement, what is repeated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy import event as hooks
 from sqlalchemy.orm import Session
 
+from workers.database import SET_IF_DIRECT
 from workers.delivery import keys, leases
 from workers.errors import SessionOwnedError, SupersededError
 from workers.job import Job
@@ -23,6 +24,10 @@ _ADVICE = (
 
 _SUPERSEDED = "another worker recorded an outcome first"
 _JOB = "outbox.job"
+_DIRECT = "outbox.direct"
+
+PREPARE_AFTER = 5
+"""Executions after which a handler's statement is prepared, on a direct connection."""
 
 
 class HandlerSession(Session):
@@ -61,6 +66,32 @@ def finish(session: Session, job: Job) -> None:
     session.connection().info[_JOB] = job
     session.commit()
     session.close()
+
+
+def limit_idle(engine: Engine, seconds: float) -> None:
+    """Let the server end a transaction of `engine` that is idle for longer than `seconds`.
+
+    A direct connection is told once, and may prepare statements. Behind a pooler each transaction begins with it: there
+    a session is the next client's after every transaction, with all that was set and prepared.
+    """
+    name, limit = "idle_in_transaction_session_timeout", f"{seconds * 1000:.0f}"
+
+    @hooks.listens_for(engine, "connect")
+    def _meet(connection: Any, record: Any) -> None:
+        driver = record.driver_connection
+        cursor = connection.cursor()
+        cursor.execute(SET_IF_DIRECT, [name, limit, driver.info.backend_pid])
+        record.info[_DIRECT] = cursor.fetchone() is not None
+        cursor.close()
+        connection.commit()
+        if record.info[_DIRECT]:
+            driver.prepare_threshold = PREPARE_AFTER
+
+    @hooks.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if not connection.info[_DIRECT]:
+            # Not by set_config: a SELECT takes a snapshot, and the isolation level could not be chosen any more.
+            connection.exec_driver_sql(f"SET LOCAL {name} = {limit}")
 
 
 def record_on_commit(engine: Engine, schema: str) -> None:
