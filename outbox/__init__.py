@@ -17,13 +17,14 @@ from outbox.errors import (
     TargetError,
 )
 from outbox.event import Event
-from outbox.schema import metadata
 from outbox.trace import correlation_id
-from outbox.write import add, add_many, insert
 
 if TYPE_CHECKING:
+    from outbox import schema as schema
     from outbox import testing as testing
-    from outbox.admin import status as status
+    from outbox.admin import status
+    from outbox.schema import metadata
+    from outbox.write import add, add_many, insert
 
 __all__ = [
     "ConfigurationError",
@@ -43,10 +44,18 @@ __all__ = [
 ]
 
 
+# The relay and most commands need no SQLAlchemy, and a web process that only writes no more than that: what a process
+# does not use it does not load.
+_MODULES = ("schema", "testing")
+_PLACES = {"add": "write", "add_many": "write", "insert": "write", "metadata": "schema", "status": "admin"}
+
+
 def __getattr__(name: str) -> Any:
-    # A web process that only writes does not pay for these.
-    if name == "testing":
-        return importlib.import_module("outbox.testing")
-    if name == "status":
-        return importlib.import_module("outbox.admin").status
-    raise AttributeError(f"module 'outbox' has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"outbox.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'outbox' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"outbox.{_PLACES[name]}"), name)
+    # From here on it is found without asking here.
+    globals()[name] = value
+    return value

@@ -32,6 +32,11 @@ def test_importing_and_adding_loads_neither_redis_nor_the_relay_nor_the_workers(
     assert python(WRITE) == "[]"
 
 
+@pytest.mark.parametrize("program", ["import relay.service", "import outbox.admin, outbox.settings, console.program"])
+def test_the_relay_and_the_commands_that_look_load_no_sqlalchemy(program: str) -> None:
+    assert python(f"import sys; {program}; print('sqlalchemy' in sys.modules)") == "False"
+
+
 def test_the_schema_is_named_by_the_environment() -> None:
     show = "import outbox; print(outbox.metadata.schema, outbox.insert('a').table.fullname)"
     assert python(show, OUTBOX_SCHEMA="shop_outbox") == "shop_outbox shop_outbox.event"
