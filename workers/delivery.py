@@ -29,6 +29,8 @@ class Recorder:
         self._pending: list[tuple[Job, Outcome | None]] = []
         self._recorded: list[Job] = []
         self._open = 0
+        self.between_batches = asyncio.Lock()
+        """Held while outcomes are being written: how is decided by the lease that a job has then."""
         self._to_record = asyncio.Event()
         self._to_acknowledge = asyncio.Event()
         self._idle = asyncio.Event()
@@ -52,7 +54,8 @@ class Recorder:
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
             if not self._pending:
                 self._to_record.clear()
-            await self._record(batch)
+            async with self.between_batches:
+                await self._record(batch)
             jobs = [job for job, _ in batch]
             self._recorded += [job for job in jobs if job.entries()]
             self._to_acknowledge.set()

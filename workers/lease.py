@@ -49,6 +49,7 @@ class Leases:
         self._log = log
         self._renew = Script(servers, "renew")
         self._leave = Script(servers, "leave")
+        self._trimmed: dict[Source, set[bytes]] = {}
         self._loop = asyncio.get_running_loop()
 
     # Heartbeat
@@ -66,10 +67,16 @@ class Leases:
                     self._log.warning("lease.not_renewed", stream=source.key, error=type(error).__name__)
 
     async def _renew_entries(self, source: Source) -> None:
+        held = [entry_id for entry_id, job in source.inflight.items() if job.lease is not None]
+        if held:
+            await command(self._servers.at(source.key), "XACK", source.key, source.lane.name, *held)
+            for entry_id in held:
+                if (job := source.inflight.pop(entry_id, None)) is not None:
+                    job.source = None
         ids = list(source.inflight)
         for start in range(0, len(ids), CHUNK):
             try:
-                lost = await self._renew(source.key, source.lane.name, self._name, *ids[start : start + CHUNK])
+                lost, trimmed = await self._renew(source.key, source.lane.name, self._name, *ids[start : start + CHUNK])
             except ResponseError as error:
                 if "NOGROUP" in str(error):
                     return
@@ -78,11 +85,16 @@ class Leases:
                 job = source.inflight.get(entry_id)
                 if job is not None and not job.closed:
                     source.lane.lose(job)
+            if trimmed:
+                # Not here: while PostgreSQL is away leases in Redis must be renewed.
+                self._trimmed.setdefault(source, set()).update(trimmed)
 
     async def keep_retries(self) -> None:
         """Renew the leases of claimed retries until cancelled."""
         while True:
             await asyncio.sleep(self._heartbeat)
+            while self._trimmed:
+                await self._hold(*self._trimmed.popitem())
             held = [
                 job for lane in self._lanes.values() for job in lane.active.values() if job.lease and not job.closed
             ]
@@ -93,6 +105,29 @@ class Leases:
             for job in held:
                 if job.lease not in standing and not job.closed:
                     job.lane.lose(job)
+
+    async def _hold(self, source: Source, ids: set[bytes]) -> None:
+        """Exchange the leases of entries that the stream was trimmed past for leases in PostgreSQL.
+
+        Redis would forget these entries at the next XCLAIM of anybody, and the sweep would take them for lost. They are
+        acknowledged when their stream is looked at again: this must not wait for Redis.
+        """
+        async with self._recorder.between_batches:
+            found = [source.inflight[entry_id] for entry_id in ids if entry_id in source.inflight]
+            jobs = [job for job in found if job.lease is None and source.lane.active.get(job.event_id) is job]
+            if not jobs:
+                return
+            rows = await self._database.fetch("hold", keys(jobs) | {"lease": self._lease})
+            granted: dict[str, str] = dict(rows)
+            held = [job for job in jobs if job.event_id in granted]
+            for job in held:
+                job.lease = granted[job.event_id]
+        self._log.info("lease.moved", stream=source.key, handler=source.lane.name, entries=len(held))
+        for job in jobs:
+            if job.lease is None and job.task is None and not job.closed:
+                # PostgreSQL drives it, or knows its outcome.
+                job.closed = True
+                self._recorder.add(job, None)
 
     # What others left
 
