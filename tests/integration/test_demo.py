@@ -70,8 +70,8 @@ class Theatre:
 
 
 @pytest.fixture
-def theatre() -> Iterator[Theatre]:
-    folder = Path(tempfile.mkdtemp(prefix="obx-"))
+def theatre(scratch: Path) -> Iterator[Theatre]:
+    folder = Path(tempfile.mkdtemp(dir=scratch))
     folder.chmod(0o755)
     yield Theatre(folder)
     shutil.rmtree(folder, ignore_errors=True)
