@@ -1,4 +1,4 @@
-"""Many chunks of several names on their way to Redis when something happens to them: each stream has each event once."""
+"""Many chunks of several names are on their way to Redis when something happens: each stream has each event once."""
 
 from __future__ import annotations
 
