@@ -1,6 +1,7 @@
-"""`python -m benchmarks write|relay|worker|latency|idle|all`: tables on stdout, progress on stderr.
+"""`python -m benchmarks NAME`, where NAME is a benchmark or `all`: tables on stdout, progress on stderr.
 
-Exit status: 0 measured, 1 something failed (with --strict: or a target was missed), 2 wrong usage or a missing program.
+Exit status: 0 measured, 1 something failed (for `laggard` and `memory`, and with --strict: or a target was missed),
+2 wrong usage or a missing program.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import backlog, idle, latency, relay, worker, write
+from benchmarks import backlog, days, idle, laggard, latency, memory, relay, sweep, worker, write
 from benchmarks.report import Report, as_json, figures_table, sides_table
 from benchmarks.rounds import say
 from outbox.errors import ConfigurationError, OutboxError
@@ -41,6 +42,16 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("worker", parents=[common], help="events per second of one worker process")
     commands.add_parser("latency", parents=[common], help="from add and commit to the handler's start")
     commands.add_parser("idle", parents=[common], help="an idle relay's cost, and its first event after a calm")
+    bounded = argparse.ArgumentParser(add_help=False)
+    bounded.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    lagging = commands.add_parser("laggard", parents=[bounded], help="a handler at 1/100 of its sibling's speed")
+    lagging.add_argument("--events", type=enough, default=500_000, metavar="N", help="while it lags (default 500,000)")
+    lagging.set_defaults(strict=True)
+    held = commands.add_parser("memory", parents=[bounded], help="the relay's and Redis' memory, however much waits")
+    held.add_argument("--quick", action="store_true", help="less load: to see that it works, not to quote")
+    held.set_defaults(strict=True)
+    commands.add_parser("sweep", parents=[common], help="what the sweep costs on top of the relay")
+    commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
     commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
     return made
 
@@ -49,6 +60,13 @@ def positive(text: str) -> int:
     """A whole number above zero."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def enough(text: str) -> int:
+    """So many events that a laggard's stream becomes full."""
+    if (value := int(text)) < laggard.FEWEST:
+        raise argparse.ArgumentTypeError(f"must be at least {laggard.FEWEST:,}")
     return value
 
 
@@ -68,7 +86,18 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         )
         hold = getattr(options, "hold_transaction", False)
         return relay.run(repeat=options.repeat, load=load, hold_transaction=hold)
-    run = {"write": write.run, "worker": worker.run, "latency": latency.run, "idle": idle.run}[benchmark]
+    if benchmark == "laggard":
+        return laggard.run(events=options.events)
+    if benchmark == "memory":
+        return memory.run(quick=options.quick)
+    run = {
+        "write": write.run,
+        "worker": worker.run,
+        "latency": latency.run,
+        "idle": idle.run,
+        "days": days.run,
+        "sweep": sweep.run,
+    }[benchmark]
     return run(repeat=options.repeat, quick=options.quick)
 
 
