@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 import redis
+import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -189,7 +191,7 @@ class Cluster:
     def await_healthy(self) -> None:
         """Wait until every node that runs says that all slots are served."""
         running = [client for node, client in zip(self.nodes, self.clients, strict=True) if node.process is not None]
-        wait_for(lambda: all(self._state(client) == b"ok" for client in running), "the cluster being healthy")
+        wait_for(lambda: all(cluster_state(client) == b"ok" for client in running), "the cluster being healthy")
 
     def owner(self, slot: int) -> int:
         """Which node serves a slot, as the second one sees it."""
@@ -214,11 +216,12 @@ class Cluster:
         found: Any = client.execute_command("CLUSTER NODES")
         return len(found) == len(self.nodes) and not any("handshake" in node["flags"] for node in found.values())
 
-    @staticmethod
-    def _state(client: redis.Redis) -> Any:
-        found = client.execute_command("CLUSTER INFO")
-        state = found["cluster_state"]
-        return state.encode() if isinstance(state, str) else state
+
+def cluster_state(client: redis.Redis) -> Any:
+    """What a node says of its cluster: `ok`, as bytes, when all slots are served."""
+    found: Any = client.execute_command("CLUSTER INFO")
+    state = found["cluster_state"]
+    return state.encode() if isinstance(state, str) else state
 
 
 def _port_of_a_node() -> int:
@@ -230,6 +233,115 @@ def _port_of_a_node() -> int:
             with contextlib.suppress(OSError, OverflowError):
                 bus.bind(("127.0.0.1", port + 10_000))
                 return port
+
+
+class Terminator:
+    """Takes TLS connections and carries them to a server: not every server that is tested was built with TLS.
+
+    What comes without TLS is carried too: Sentinels reach a server where clients do. `encrypted` counts connections
+    with TLS.
+    """
+
+    def __init__(self, target: int, context: ssl.SSLContext) -> None:
+        self._target = target
+        self._context = context
+        self.encrypted = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._over: Callable[[], None] = lambda: None
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._accept(started)), daemon=True)
+        self._thread.start()
+        started.wait()
+
+    async def _accept(self, started: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        self._over = lambda: self._loop.call_soon_threadsafe(over.set)
+        started.set()
+        # What is still being served when this ends is cancelled by `asyncio.run`.
+        serving = {asyncio.create_task(self._accept_all()), asyncio.create_task(over.wait())}
+        await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _accept_all(self) -> None:
+        serving: set[asyncio.Task[None]] = set()
+        while True:
+            client, _ = await self._loop.sock_accept(self._listener)
+            task = asyncio.create_task(self._serve(client))
+            serving.add(task)
+            task.add_done_callback(serving.discard)
+
+    async def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            await self._readable(client)
+            hello = client.recv(1, socket.MSG_PEEK) == b"\x16"
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: protocol, client, ssl=self._context if hello else None
+            )
+            self.encrypted += hello
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            behind, before = await asyncio.open_connection("127.0.0.1", self._target)
+            await asyncio.gather(self._carry(reader, before), self._carry(behind, writer))
+
+    async def _readable(self, client: socket.socket) -> None:
+        ready = asyncio.Event()
+        self._loop.add_reader(client, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(client)
+
+    @staticmethod
+    async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    def close(self) -> None:
+        """Accept no more, and end what there is."""
+        self._over()
+        self._thread.join(timeout=10)
+        self._listener.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    """A certificate authority of this test's own; files of what it issues."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("worker@example.test")
+    issued.private_key_pem.write_to_path(str(tmp_path / "client.key"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
+    return authority
+
+
+@pytest.fixture
+def trust(authority: trustme.CA, tmp_path: Path) -> str:
+    """Options of a URL: the authority to trust, and a certificate to show."""
+    return f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/client.pem&ssl_keyfile={tmp_path}/client.key"
+
+
+@pytest.fixture
+def encrypt(authority: trustme.CA) -> Iterator[Callable[[int], Terminator]]:
+    """Stand before a server with TLS, for clients with a certificate: `encrypt(port)`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    made: list[Terminator] = []
+
+    def stand_before(port: int) -> Terminator:
+        made.append(Terminator(port, context))
+        return made[-1]
+
+    yield stand_before
+    for terminator in made:
+        terminator.close()
 
 
 @pytest.fixture
@@ -256,6 +368,20 @@ def assert_nothing_refused() -> Callable[[redis.Redis], None]:
 def node_port() -> int:
     """A port for a node of a cluster."""
     return _port_of_a_node()
+
+
+@pytest.fixture(name="cluster_state")
+def _cluster_state() -> Callable[[redis.Redis], Any]:
+    return cluster_state
+
+
+@pytest.fixture
+def two_node_ports() -> list[int]:
+    """Ports for two nodes of a cluster."""
+    ports: set[int] = set()
+    while len(ports) < 2:
+        ports.add(_port_of_a_node())
+    return sorted(ports)
 
 
 @pytest.fixture

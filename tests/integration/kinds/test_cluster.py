@@ -84,3 +84,44 @@ def test_relay_and_worker_wait_for_a_cluster_that_is_not_there_yet(
         with redis.Redis.from_url(server.url) as client:
             client.execute_command("CLUSTER ADDSLOTS", *range(16384))
         path.await_done()
+
+
+def test_tls_for_every_node_of_a_cluster(
+    start_redis: Callable[..., Redis],
+    two_node_ports: list[int],
+    cluster_state: Callable[[redis.Redis], Any],
+    encrypt: Callable[[int], Any],
+    trust: str,
+    whole_path: Callable[[str], Any],
+    wait_for: Callable[..., Any],
+) -> None:
+    ports = two_node_ports
+    gates = [encrypt(port) for port in ports]
+    for port, gate in zip(ports, gates, strict=True):
+        # Where clients are sent.
+        options = {
+            "cluster-enabled": "yes",
+            "cluster-announce-ip": "127.0.0.1",
+            "cluster-announce-port": str(gate.port),
+            "cluster-announce-bus-port": str(port + 10_000),
+        }
+        start_redis(port=port, options=options)
+    clients = [redis.Redis.from_url(f"redis://127.0.0.1:{port}/0") for port in ports]
+    for half, client in enumerate(clients):
+        client.execute_command("CLUSTER SET-CONFIG-EPOCH", half + 1)
+        client.execute_command("CLUSTER ADDSLOTS", *range(8192 * half, 8192 * (half + 1)))
+    clients[0].execute_command("CLUSTER MEET", "127.0.0.1", ports[1], ports[1] + 10_000)
+    wait_for(
+        lambda: all(cluster_state(client) == b"ok" for client in clients),
+        "the cluster being healthy",
+    )
+    with whole_path(f"rediss+cluster://127.0.0.1:{gates[1].port}?{trust}") as path:
+        path.add(20)
+        path.await_done()
+        path.await_attached()
+        shown = streams(path.settings, status(path.settings).handlers)
+        assert {stream.key for stream in shown} >= {stream_key("outbox", name) for name in path.names}
+    assert all(gate.encrypted for gate in gates)
+    for client in clients:
+        assert client.keys("outbox:{*"), "no stream on this node"
+        client.close()

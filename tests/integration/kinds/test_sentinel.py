@@ -11,10 +11,11 @@ import pytest
 import redis
 
 from console.servers import Redis
+from outbox.redis import connect
 
 
 class Sentinel(Redis):
-    """A Sentinel that watches one primary and believes itself."""
+    """A Sentinel that watches one primary and believes itself. `watched` is the primary's port for all clients."""
 
     def __init__(self, folder: Path, *, program: Path, watched: int) -> None:
         super().__init__(folder, program=program)
@@ -78,3 +79,36 @@ def test_nothing_is_lost_or_doubled_when_a_replica_without_the_last_entries_take
         path.add(100)
         path.await_done()
         path.await_attached()
+
+
+def test_tls_for_the_sentinels_and_for_the_primary(
+    redis_server: Redis,
+    scratch: Path,
+    encrypt: Callable[[int], Any],
+    trust: str,
+    whole_path: Callable[[str], Any],
+) -> None:
+    primary = encrypt(redis_server.port)
+    folder = scratch / f"sentinel-{uuid.uuid4().hex[:8]}"
+    with Sentinel(folder, program=redis_server.program, watched=primary.port) as sentinel:
+        guard = encrypt(sentinel.port)
+        with whole_path(f"rediss+sentinel://127.0.0.1:{guard.port}/orders/0?{trust}") as path:
+            path.add(20)
+            path.await_done()
+            path.await_attached()
+        assert guard.encrypted
+        assert primary.encrypted
+
+
+def test_a_sentinel_whose_certificate_nobody_vouches_for_is_not_asked(
+    redis_server: Redis, scratch: Path, encrypt: Callable[[int], Any]
+) -> None:
+    folder = scratch / f"sentinel-{uuid.uuid4().hex[:8]}"
+    with Sentinel(folder, program=redis_server.program, watched=redis_server.port) as sentinel:
+        guard = encrypt(sentinel.port)
+        with (
+            connect(f"rediss+sentinel://127.0.0.1:{guard.port}/orders/0", timeout=3) as client,
+            pytest.raises(redis.ConnectionError),
+        ):
+            client.ping()
+        assert not guard.encrypted

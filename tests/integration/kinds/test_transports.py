@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ssl
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-import trustme
 
 from console.servers import Redis
 from outbox.redis import connect
 
 
-class Terminator:
-    """Takes TLS connections and carries them to a server: not every server that is tested was built with TLS."""
-
-    def __init__(self, target: int, context: ssl.SSLContext) -> None:
-        self._target = target
-        self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context))
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, before = await asyncio.open_connection("127.0.0.1", self._target)
-        await asyncio.gather(self._carry(reader, before), self._carry(behind, writer))
-
-    @staticmethod
-    async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        target.close()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-
-
 @pytest.fixture
-def authority(tmp_path: Path) -> trustme.CA:
-    """A certificate authority of this test's own; files of what it issues."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    issued = authority.issue_cert("worker@example.test")
-    issued.private_key_pem.write_to_path(str(tmp_path / "client.key"))
-    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
-    return authority
-
-
-@pytest.fixture
-def encrypted(redis_server: Redis, authority: trustme.CA) -> Iterator[str]:
+def encrypted(redis_server: Redis, encrypt: Callable[[int], Any]) -> str:
     """The address of a Redis that only takes clients with a certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    authority.configure_trust(context)
-    context.verify_mode = ssl.CERT_REQUIRED
-    terminator = Terminator(redis_server.port, context)
-    yield f"rediss://127.0.0.1:{terminator.port}/0"
-    terminator.close()
+    return f"rediss://127.0.0.1:{encrypt(redis_server.port).port}/0"
 
 
 def test_tls_with_an_own_authority_and_a_client_certificate(
-    encrypted: str, tmp_path: Path, whole_path: Callable[[str], Any]
+    encrypted: str, trust: str, whole_path: Callable[[str], Any]
 ) -> None:
-    options = f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/client.pem&ssl_keyfile={tmp_path}/client.key"
-    with whole_path(f"{encrypted}?{options}") as path:
+    with whole_path(f"{encrypted}?{trust}") as path:
         path.add(20)
         path.await_done()
 
