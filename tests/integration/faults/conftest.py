@@ -135,6 +135,24 @@ class Cast:
 
     # What the workers do
 
+    def order(self, count: int) -> list[str]:
+        """Add events in one transaction; their ids."""
+        rows = self.sql.execute(
+            "INSERT INTO outbox.event (name, payload) SELECT 'ordered', json_build_object('n', n)"
+            "  FROM generate_series(1, %s) AS n RETURNING id::text",
+            [count],
+        ).fetchall()
+        return [row[0] for row in rows]
+
+    def check_effects(self, ordered: list[str], timeout: float = 90.0) -> None:
+        """Wait until all is done: every order must have had its effects once, and nothing else has."""
+        self.await_done(timeout)
+        for handler in ("book", "charge", "ship"):
+            rows = self.sql.execute("SELECT event_id::text FROM effect WHERE handler = %s", [handler]).fetchall()
+            assert differences(ordered, [row[0] for row in rows]) == {}, handler
+        assert differences(ordered, set(self.effects.read_text().split())) == {}
+        assert self.one("SELECT count(*) FROM outbox.dead_letter") == 0
+
     def await_done(self, timeout: float = 40.0) -> None:
         """Wait until every handler has done every event."""
         self.wait_for(lambda: self.one(OWED) == 0, "all to be done", timeout)
@@ -219,6 +237,13 @@ def cast(settings: Settings, scratch: Path) -> Iterator[Cast]:
     yield cast
     cast.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def working(cast: Cast) -> Cast:
+    """A cast whose handlers' effects have a table. Without a unique key, so that one that is applied twice shows."""
+    cast.sql.execute("CREATE TABLE effect (handler text NOT NULL, event_id uuid NOT NULL)")
+    return cast
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -21,6 +21,8 @@ from console.servers import Redis
 from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 TURNS = 2
 WRITERS = 4
 

@@ -10,7 +10,7 @@ import os
 import resource
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,32 +68,6 @@ def confined(scratch: Path, redis_server: Redis) -> Iterator[Confined]:
     shutil.rmtree(made.folder, ignore_errors=True)
 
 
-def order(cast: Any, count: int) -> list[str]:
-    """Add events in one transaction; their ids."""
-    rows = cast.sql.execute(
-        "INSERT INTO outbox.event (name, payload) SELECT 'ordered', json_build_object('n', n)"
-        "  FROM generate_series(1, %s) AS n RETURNING id::text",
-        [count],
-    ).fetchall()
-    return [row[0] for row in rows]
-
-
-def check(cast: Any, ordered: list[str], differences: Callable[..., dict[str, list[Any]]]) -> None:
-    """Wait until all is done; the effects of every order must be there once, and what followed from it."""
-    cast.await_done(90)
-    for handler in ("book", "charge", "ship"):
-        rows = cast.sql.execute("SELECT event_id::text FROM effect WHERE handler = %s", [handler]).fetchall()
-        assert differences(ordered, [row[0] for row in rows]) == {}, handler
-    assert differences(ordered, set(cast.effects.read_text().split())) == {}
-    assert cast.one("SELECT count(*) FROM outbox.dead_letter") == 0
-
-
-@pytest.fixture
-def tables(cast: Any) -> None:
-    # Without a unique key, so that an effect that is applied twice shows.
-    cast.sql.execute("CREATE TABLE effect (handler text NOT NULL, event_id uuid NOT NULL)")
-
-
 @pytest.mark.slow
 class TestRedis:
     """Row 21: MISCONF at every write, XACK too."""
@@ -104,17 +78,18 @@ class TestRedis:
 
     @pytest.mark.parametrize("then", ["there is room again", "it dies, and what it could not write is lost"])
     def test_what_a_redis_with_a_full_disk_refuses_waits_and_effects_are_there_once(
-        self, then: str, cast: Any, confined: Confined, tables: None, differences: Callable[..., Any]
+        self, then: str, working: Any, confined: Confined
     ) -> None:
+        cast = working
         relay, worker = cast.relay(), cast.worker()
         cast.wait_for(lambda: cast.one("SELECT count(*) FROM outbox.handler") == 4, "the handlers")
         cast.await_attached()
-        ordered = order(cast, 20)
+        ordered = cast.order(20)
         cast.await_done()
         confined.fill_disk()
         while "MISCONF" not in relay.log.read_text():
             # Some still fit.
-            ordered += order(cast, 20)
+            ordered += cast.order(20)
             cast.wait_for(
                 lambda: (
                     cast.one(
@@ -129,15 +104,15 @@ class TestRedis:
         with pytest.raises(redis.ResponseError, match="MISCONF"):
             cast.redis.xack(stream_key("outbox", "ordered"), "book", "0-1")
         # Writers do not notice.
-        ordered += order(cast, 20)
+        ordered += cast.order(20)
         if then == "there is room again":
             confined.free_disk()
         else:
             confined.kill()
             confined.start()
-        check(cast, ordered, differences)
-        ordered += order(cast, 5)
-        check(cast, ordered, differences)
+        cast.check_effects(ordered)
+        ordered += cast.order(5)
+        cast.check_effects(ordered)
         assert worker.running
         for name in ("ordered", "booked"):
             key = stream_key("outbox", name)
@@ -167,8 +142,9 @@ class TestPostgres:
         return Settings(database_url=server.url("outbox"), redis_url=redis_server.url, _env_file=None)
 
     def test_what_cannot_be_stored_is_tried_until_it_can_and_effects_are_there_once(
-        self, cast: Any, server: Postgres, tables: None, differences: Callable[..., Any]
+        self, working: Any, server: Postgres
     ) -> None:
+        cast = working
         # What the relay says of its streams, and what workers say of deliveries: tables that are empty as yet.
         rows = cast.sql.execute(
             "SELECT pg_relation_filepath(c.oid) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -186,12 +162,12 @@ class TestPostgres:
         cast.sql = psycopg.connect(cast.settings.libpq_url(), autocommit=True)
         relay, worker = cast.relay(), cast.worker()
         cast.wait_for(lambda: cast.one("SELECT count(*) FROM outbox.handler") == 4, "the handlers")
-        ordered = order(cast, 10)
+        ordered = cast.order(10)
         cast.await_attached()
-        ordered += order(cast, 10)
+        ordered += cast.order(10)
         cast.wait_for(lambda: "No space left on device" in relay.log.read_text(), "the relay's complaint")
         cast.wait_for(lambda: "53100" in worker.log.read_text(), "the worker's complaint")
-        ordered += order(cast, 10)
+        ordered += cast.order(10)
         cast.sql.close()
         server.stop()
         for file in files:
@@ -199,5 +175,5 @@ class TestPostgres:
             file.with_suffix(".free").rename(file)
         server.start()
         cast.sql = psycopg.connect(cast.settings.libpq_url(), autocommit=True)
-        check(cast, ordered, differences)
+        cast.check_effects(ordered)
         assert cast.one("SELECT max(crashes) FROM outbox.delivery") == 0

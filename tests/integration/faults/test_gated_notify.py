@@ -16,6 +16,8 @@ import pytest
 
 from relay import pacing
 
+pytestmark = pytest.mark.slow
+
 SOON = pacing.SAFETY_POLL / 2
 """Seconds: far more than a wake-up takes, and well before the next safety poll."""
 

@@ -23,6 +23,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 import outbox
 from relay import pacing
 
+pytestmark = pytest.mark.slow
+
 TURNS = 1
 BURSTS = 3
 LAST = "last"
