@@ -26,6 +26,19 @@ from outbox import migrations
 from outbox.settings import Settings
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every process begin with its share of the slow tests: none is left when there is nothing to do beside it.
+
+    `--dist worksteal` gives each process a contiguous part, and takes from the end of it what others have time for.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    bounds = [len(quick) * number // processes for number in range(processes + 1)]
+    shares = (slow[number::processes] + quick[bounds[number] : bounds[number + 1]] for number in range(processes))
+    items[:] = [item for share in shares for item in share]
+
+
 MEMORY = Path("/dev/shm")
 ROOM = 2 << 30
 """Bytes that servers' data must find free in memory."""

@@ -19,6 +19,8 @@ import redis
 
 from console.servers import Redis
 
+pytestmark = pytest.mark.slow
+
 Db = psycopg.Connection[Any]
 
 TASKS = """

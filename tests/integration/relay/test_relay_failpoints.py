@@ -59,7 +59,8 @@ class Shift:
     def published_all(self) -> bool:
         """Whether the main stream ends with what was added last."""
         self.watch()
-        return bool(self.box.seqs("paid")[-1:] == self.seqs[-1:])
+        last = self.box.redis.xrevrange("outbox:{paid}", count=1)
+        return bool(last) and Position.parse(last[0][0]).seq == self.seqs[-1]
 
     def filled(self) -> bool:
         """Whether the five events that nobody got are to be retried."""

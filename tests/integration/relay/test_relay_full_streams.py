@@ -78,6 +78,7 @@ def test_large_events_fill_a_stream_by_their_size(box: Any, relay: Any) -> None:
     assert box.work_until("paid", "slow", seqs) == seqs
 
 
+@pytest.mark.slow
 def test_one_large_transaction_passes_a_laggard(box: Any, relay: Any, wait_for: Callable[..., Any]) -> None:
     box.subscribe("quick", "slow", event="paid")
     seqs = box.add("paid", 20_000)

@@ -181,6 +181,7 @@ def pages_touched(connection: Db) -> int:
     return int(row[0])
 
 
+@pytest.mark.slow
 def test_ten_days_of_load_leave_as_many_partitions_ticks_and_pages_to_poll_as_two_weeks_do(log: Log) -> None:
     def simulate(number: int) -> tuple[int, int, int]:
         """A day; afterwards partitions, ticks, and the pages that a poll touches."""

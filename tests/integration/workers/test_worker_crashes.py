@@ -116,6 +116,7 @@ async def h(n: int, session: AsyncSession) -> None:
 """
 
 
+@pytest.mark.slow
 def test_an_event_that_kills_its_worker_three_times_is_dead_and_takes_no_other_with_it(
     outbox: Any, start: Callable[..., Any], wait_for: Any
 ) -> None:
