@@ -113,7 +113,7 @@ def read(connection: psycopg.Connection, schema: str, tick: Tick, names: list[st
     """The tick's events of these names with a seq above `after`, in chunks, in order."""
     parameters = {
         "from_xmax": str(tick.since.xmax),
-        "from_xip": [str(xid) for xid in tick.since.xip],
+        "from_xip": [str(xid) for xid in tick.since.xip if tick.snapshot.sees(xid)],
         "to_xmax": str(tick.snapshot.xmax),
         "to": str(tick.snapshot),
         "names": names,

@@ -168,7 +168,7 @@ def test_large_payloads_in_few_rows_do_not_come_with_their_tick(database_url: st
         assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == 6
 
 
-def test_polls_do_not_read_what_an_open_transaction_has_written(database_url: str) -> None:
+def test_polls_and_reads_leave_out_what_an_open_transaction_has_written(database_url: str) -> None:
     with (
         psycopg.connect(database_url) as large,
         psycopg.connect(database_url, autocommit=True) as writer,
@@ -188,6 +188,12 @@ def test_polls_do_not_read_what_an_open_transaction_has_written(database_url: st
             found = tick.take(connection, "outbox", last, 0, ["a"])
             assert pages_touched(connection) - before <= 2 * MOST_PAGES
         assert found is not None
+        writer.execute("INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [LARGE])
+        found = tick.take(connection, "outbox", found.tick, 0, ["a"])
+        assert found is not None
+        before = pages_touched(connection)
+        assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == LARGE
+        assert pages_touched(connection) - before <= MOST_PAGES
         large.commit()
         whole = tick.take(connection, "outbox", found.tick, 0, ["a"])
         assert whole is not None
