@@ -278,10 +278,12 @@ def test_nothing_is_lost_doubled_invented_or_out_of_its_keys_order(
     for thread in (watcher, bystander.thread, *(writer.thread for writer in writers)):
         thread.start()
     try:
-        for _ in range(BURSTS):
+        for burst in range(BURSTS):
             goal = weather.written + 4 * pacing.BUSY_ABOVE
             weather.writing.set()
             stage.wait_for(lambda goal=goal: weather.written > goal or failures(writers), "a burst of writes")
+            # On a slow machine the writers alone are not enough to keep it awake.
+            committed += flood(stage, burst)
             stage.wait_for(lambda: not weather.asleep.is_set() or failures(writers), "the relay to wake")
             weather.writing.clear()
             stage.wait_for(lambda: weather.asleep.is_set() or failures(writers), "the relay to fall asleep")
