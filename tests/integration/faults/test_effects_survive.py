@@ -23,7 +23,6 @@ from outbox.settings import Settings
 
 pytestmark = pytest.mark.slow
 
-TURNS = 2
 WRITERS = 4
 
 Loss: TypeAlias = Callable[[Any, Redis], None]

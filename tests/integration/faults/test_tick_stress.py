@@ -25,7 +25,6 @@ from relay import pacing
 
 pytestmark = pytest.mark.slow
 
-TURNS = 1
 BURSTS = 3
 LAST = "last"
 NAMES = ("left", "right")
