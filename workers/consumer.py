@@ -115,6 +115,9 @@ class Consumer:
             if self._admitting:
                 await asyncio.wait(self._admitting)
         finally:
+            # Cancelled, or failed: what PostgreSQL does not answer would be asked for ever.
+            for task in self._admitting:
+                task.cancel()
             await self._hang_up()
 
     def _room(self, source: Source) -> int:

@@ -234,6 +234,27 @@ def test_questions_that_postgresql_does_not_answer_are_waited_for_and_not_forgot
     assert app.runs == [0, 1, 2, 3]
 
 
+def test_questions_that_are_never_answered_do_not_outlive_their_worker(
+    outbox: Any, until: Any, app: Any, lookups: Lookups, settings: Settings, database_proxy: Any
+) -> None:
+    proxy, url = database_proxy
+    through = settings.model_copy(update={"database_url": SecretStr(url)})
+    outbox.attach("h", "e")
+
+    async def main() -> None:
+        async with workers.Worker(app, through, grace=0.1) as worker:
+            await until(lambda: listening(worker))
+            proxy.hold()
+            outbox.publish("e", {"n": 0})
+            await until(lambda: lookups.asked and worker._consumer._admitting)
+        await until(lambda: not worker._consumer._admitting)
+        proxy.release()
+
+    asyncio.run(main())
+    assert app.runs == []
+    assert outbox.pending("e", "h") == 1
+
+
 def test_prepared_lookups_survive_new_partitions_and_columns(
     outbox: Any, work: Any, until: Any, app: Any, lookups: Lookups
 ) -> None:
