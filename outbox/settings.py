@@ -9,8 +9,7 @@ from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outbox.address import parse
-from outbox.database import checked
-from outbox.database import redacted
+from outbox.database import checked, redacted
 from outbox.errors import ConfigurationError
 from outbox.names import check_prefix, check_schema
 

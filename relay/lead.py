@@ -8,11 +8,14 @@ whole database.
 from __future__ import annotations
 
 import psycopg
+import structlog
 from psycopg import sql
 
 from outbox.errors import ConfigurationError, LeadershipLostError, SchemaError
 from outbox.migrations.script import latest
 from outbox.names import lock_id
+
+log = structlog.get_logger()
 
 RETRY_AFTER = 0.5
 """Seconds between a standby's attempts."""
@@ -62,8 +65,13 @@ def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection
     try:
         for name, value in (_SESSION | _PLANS[role]).items():
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-        row = connection.execute("SELECT pg_is_in_recovery(), to_regclass(%s)", [f"{schema}.relay"]).fetchone()
+        row = connection.execute(
+            "SELECT pg_is_in_recovery(), to_regclass(%s), pg_backend_pid()", [f"{schema}.relay"]
+        ).fetchone()
         assert row is not None
+        if role == "relay" and row[2] != connection.info.backend_pid:
+            # Poolers tell clients the number of a server process of their own making.
+            log.warning("relay.pooled", advice="set OUTBOX_RELAY_DATABASE_URL to the server: its session is the lead")
         if row[0]:
             raise ConfigurationError(
                 "this PostgreSQL server is a standby and cannot be written; "

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import pytest
 import redis as redis_client
 from pydantic import SecretStr
 
@@ -23,7 +24,9 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(settings: Settings, deaf: Any) -> None:
+def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(
+    settings: Settings, deaf: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     redis = redis_client.Redis.from_url(settings.redis_url.get_secret_value())
     relay = Relay(settings.model_copy(update={"relay_database_url": SecretStr(deaf.url)}))
     thread = threading.Thread(target=relay.run, daemon=True)
@@ -49,3 +52,4 @@ def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(setti
     relay.stop()
     thread.join(60)
     assert not thread.is_alive()
+    assert "OUTBOX_RELAY_DATABASE_URL" in capsys.readouterr().out
