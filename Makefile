@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal --durations 40
+OLDEST = tests/integration/relay tests/integration/workers tests/integration/test_whole_path.py
 POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
 REDIS_7 := $(wildcard /usr/bin/redis-server)
 
@@ -15,7 +16,7 @@ REDIS_7 := $(wildcard /usr/bin/redis-server)
 help:
 	@echo "make demo    run the whole path on embedded servers, with kills in the middle (under a minute)"
 	@echo "make test    run all tests"
-	@echo "make test-oldest   run those of relay and workers on PostgreSQL 16 and Redis 6.2"
+	@echo "make test-oldest   run those of relay, workers and the whole path on PostgreSQL 16 and Redis 6.2"
 	@echo "make test-matrix   run all tests on every supported version that is installed"
 	@echo "make check   format, lint, types, import contract"
 	@echo "make format  format the code"
@@ -36,7 +37,7 @@ test: $(STAMP)
 	$(PYTEST) $(ARGS)
 
 test-oldest: $(STAMP)
-	OUTBOX_TEST_POSTGRES=16 OUTBOX_TEST_REDIS=6.2 $(PYTEST) tests/integration/relay tests/integration/workers
+	OUTBOX_TEST_POSTGRES=16 OUTBOX_TEST_REDIS=6.2 $(PYTEST) $(OLDEST) $(ARGS)
 
 test-matrix: $(STAMP)
 	$(PYTEST) $(ARGS)
