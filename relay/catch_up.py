@@ -22,7 +22,7 @@ from relay.bounds import Contents
 from relay.feed import MainFeed
 from relay.handlers import Handler, Handlers
 from relay.patience import Patience
-from relay.window import window
+from relay.window import FEWEST, next_most, window
 
 log = structlog.get_logger()
 
@@ -49,6 +49,7 @@ class Feed:
         self._feeds = feeds
         self._chunks: Generator[tick.Chunk] | None = None
         self._window = 0
+        self._most = FEWEST
         self._complete = -1
         self._started = False
         self._held = Contents(bounds.CATCH_UP)
@@ -136,7 +137,7 @@ class Feed:
     def _read(self) -> Generator[tick.Chunk]:
         feeds = self._feeds
         upto = feeds.main.position.tick
-        ticks = window(tick.load(feeds.connection, feeds.schema, self.fed.tick, upto), self.fed)
+        ticks = window(tick.load(feeds.connection, feeds.schema, self.fed.tick, upto, self._most + 1), self.fed)
         self._window = ticks[-1].id if ticks else upto
         if not ticks:
             return
@@ -151,8 +152,13 @@ class Feed:
         }
         name = f"catch_up_{next(_cursors)}"
         with tick.open_cursor(feeds.connection, name, scripts.sql("catch_up", feeds.schema), parameters) as cursor:
-            for rows in tick.fetches(cursor, name):
+            fetches = tick.fetches(cursor, name)
+            began = time.monotonic()
+            rows = next(fetches, None)
+            self._most = next_most(self._most, time.monotonic() - began)
+            while rows is not None:
                 yield from tick.chunks(rows, None, tick.CHUNK_BYTES)
+                rows = next(fetches, None)
 
     def _moved(self, position: Position) -> None:
         if position > self.fed:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from outbox.position import END, ORIGIN, Position
 from relay.snapshot import NOTHING, Snapshot
 from relay.tick import Tick
-from relay.window import TRANSACTIONS, window
+from relay.window import FEWEST, LONG, MOST, TRANSACTIONS, next_most, window
 
 GAPS = st.lists(st.sampled_from([1, 10, TRANSACTIONS // 3, TRANSACTIONS, 10 * TRANSACTIONS]), min_size=1, max_size=9)
 
@@ -45,3 +45,11 @@ def test_a_tick_that_is_read_in_part_is_read_on() -> None:
     assert window(log, Position(10, 7)) == log
     assert window(log, Position(10, END)) == log[1:]
     assert window(log, Position(30, END)) == []
+
+
+@given(st.integers(FEWEST, MOST), st.floats(0, 100))
+def test_a_read_that_kept_the_main_feed_waiting_is_followed_by_a_smaller_one(most: int, seconds: float) -> None:
+    following = next_most(most, seconds)
+    assert FEWEST <= following <= MOST
+    assert following < most or seconds <= LONG or most == FEWEST
+    assert following > most or seconds >= LONG / 2 or most == MOST
