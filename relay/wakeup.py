@@ -69,7 +69,7 @@ class Sleep:
         self.wake()
 
     def fall_asleep(self) -> None:
-        """Ask writers to notify from now on; also renews that. To be followed by polls until all ended that may be deaf."""
+        """Ask writers to notify from now on; also renews that. To be followed by polls until none may be deaf."""
         self._set(f"floor(extract(epoch FROM clock_timestamp()))::bigint + {int(pacing.ASLEEP_FOR)}")
         if not self.asleep:
             self.asleep = True
