@@ -57,6 +57,7 @@ class MainFeed:
         go_on: Callable[[], None],
     ) -> None:
         self._connection = connection
+        self._cursor = connection.cursor()
         self._client = client
         self._schema = schema
         self._prefix = prefix
@@ -97,7 +98,7 @@ class MainFeed:
     def advance(self) -> int:
         """Take the next tick, if there is one, and publish it. Returns how many events it had."""
         names = sorted(self._handlers.attached_names)
-        taken = tick.take(self._connection, self._schema, self.tick, self._floor, names)
+        taken = tick.take(self._cursor, self._schema, self.tick, self._floor, names)
         if taken is None:
             return 0
         reach("relay.ticked")

@@ -55,12 +55,13 @@ class Taken:
     rows: psycopg.Cursor | None
 
 
-def take(connection: psycopg.Connection, schema: str, last: Tick, floor: int, names: list[str]) -> Taken | None:
+def take(cursor: psycopg.Cursor, schema: str, last: Tick, floor: int, names: list[str]) -> Taken | None:
     """Write the next tick if anything is new since `last`, durably, and return it. Its id is at least `floor`.
 
-    A small batch, what there is of the events of these names, comes with it.
+    A small batch, what there is of the events of these names, comes with it, until the cursor is used again. One cursor
+    should serve for all ticks: psycopg learns once how to send the values, which takes longer than an idle poll.
     """
-    cursor = connection.execute(
+    cursor.execute(
         _statement(schema, any_open=bool(last.snapshot.xip)),
         {
             "floor": max(last.id + 1, floor),

@@ -43,6 +43,7 @@ class Database:
         self._log = log
         self._prepared = {sql(name, schema) for name in PREPARED}
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._cursor: psycopg.AsyncCursor[Any]
         self._direct = False
         self._turn = asyncio.Lock()
 
@@ -69,8 +70,11 @@ class Database:
                 async with asyncio.timeout(STATEMENT_TIMEOUT):
                     if self._connection is None or self._connection.closed:
                         self._connection = await self._connect()
+                        # One for all statements: psycopg learns once how to send the values.
+                        self._cursor = self._connection.cursor()
+                    cursor = self._cursor
                     prepare = self._direct and statement in self._prepared
-                    cursor = await self._connection.execute(statement, params, prepare=prepare)
+                    await cursor.execute(statement, params, prepare=prepare)
                     rows = await cursor.fetchall() if cursor.description else []
             except BaseException:
                 connection, self._connection = self._connection, None

@@ -7,8 +7,10 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from outbox.redis import close_asyncio
-from workers.link import Redis, Unreachable, command
+from workers.link import Redis, Unreachable, command, exchange
 
 
 class Doorbell:
@@ -63,9 +65,20 @@ class Doorbell:
         if self._id is None:
             self._id = int(await self._client.client_id())
         milliseconds = int(self._block * 1000)
-        return await command(
-            self._client, "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *wished, *wished.values()
+        read: tuple[str | bytes | int, ...] = (
+            "XREAD",
+            "COUNT",
+            1,
+            "BLOCK",
+            milliseconds,
+            "STREAMS",
+            *wished,
+            *wished.values(),
         )
+        [reply] = await exchange(self._client, [read])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
 
 
 def _noted(ring: asyncio.Task[Any]) -> None:

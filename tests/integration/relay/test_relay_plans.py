@@ -41,7 +41,7 @@ def test_a_poll_and_a_small_read_do_not_scan_what_is_published_already(database_
             )
         if analyzed:
             writer.execute("VACUUM ANALYZE outbox.event")
-        found = tick.take(connection, "outbox", last, 0, ["a"])
+        found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
         assert found is not None
         assert found.rows is None
         assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == PILE
@@ -49,11 +49,11 @@ def test_a_poll_and_a_small_read_do_not_scan_what_is_published_already(database_
         for _ in range(8):
             # As often as it takes for statements to be prepared and for the server to keep a plan.
             before = pages_touched(connection)
-            assert tick.take(connection, "outbox", last, 0, ["a"]) is None
+            assert tick.take(connection.cursor(), "outbox", last, 0, ["a"]) is None
             assert pages_touched(connection) - before <= MOST_PAGES
             writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
             before = pages_touched(connection)
-            found = tick.take(connection, "outbox", last, 0, ["a"])
+            found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
             assert found is not None
             assert found.rows is not None
             assert sum(chunk.rows for chunk in tick.chunks(found.rows, found.tick.id)) == 1
@@ -76,7 +76,7 @@ def test_what_comes_with_a_tick_is_what_its_batch_has(database_url: str, names: 
             if turn == 1:
                 early.execute("INSERT INTO outbox.event (name, payload) VALUES ('b', '{}'), ('a', '{}')")
                 early.commit()
-            found = tick.take(connection, "outbox", last, 0, names)
+            found = tick.take(connection.cursor(), "outbox", last, 0, names)
             assert found is not None
             assert found.rows is not None
             last = found.tick
@@ -103,13 +103,13 @@ def test_a_large_tick_is_read_in_full_however_few_of_its_events_are_of_names_tha
             "   FROM generate_series(1, %(size)s) AS n",
             {"size": LARGE},
         )
-        found = tick.take(connection, "outbox", last, 0, names)
+        found = tick.take(connection.cursor(), "outbox", last, 0, names)
         assert found is not None
         # More rows than come with a tick: those that come would be the first ones only.
         assert found.rows is None
         counted = sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, names, -1))
         assert counted == (LARGE - 2) * ("a" in names) + 2 * ("rare" in names)
-        assert tick.take(connection, "outbox", found.tick, 0, names) is None
+        assert tick.take(connection.cursor(), "outbox", found.tick, 0, names) is None
 
 
 @pytest.mark.parametrize("count", [tick.SMALL, tick.SMALL + 1])
@@ -127,12 +127,12 @@ def test_events_of_transactions_that_were_open_come_whole_at_every_size_of_batch
         early.execute(add, [late])
         early.execute("SELECT pg_current_xact_id()")
         writer.execute(add, [1])
-        first = tick.take(connection, "outbox", last, 0, ["a"])
+        first = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
         assert first is not None
         assert first.rows is not None
         early.commit()
         writer.execute(add, [count])
-        found = tick.take(connection, "outbox", first.tick, 0, ["a"])
+        found = tick.take(connection.cursor(), "outbox", first.tick, 0, ["a"])
         assert found is not None
         assert (found.rows is None) == (late + count > tick.SMALL)
         rest = (
@@ -162,7 +162,7 @@ def test_large_payloads_in_few_rows_do_not_come_with_their_tick(database_url: st
             "INSERT INTO outbox.event (name, payload) SELECT 'a', to_json(repeat('x', %s)) FROM generate_series(1, 6)",
             [tick.CHUNK_BYTES // 4],
         )
-        found = tick.take(connection, "outbox", last, 0, ["a"])
+        found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
         assert found is not None
         assert found.rows is None
         assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == 6
@@ -177,25 +177,25 @@ def test_polls_and_reads_leave_out_what_an_open_transaction_has_written(database
         (last,) = tick.load(connection, "outbox", 0)
         large.execute("INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [PILE])
         writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
-        found = tick.take(connection, "outbox", last, 0, ["a"])
+        found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
         for _ in range(4):
             assert found is not None
             last = found.tick
             assert len(last.snapshot.xip) == 1
             before = pages_touched(connection)
-            assert tick.take(connection, "outbox", last, 0, ["a"]) is None
+            assert tick.take(connection.cursor(), "outbox", last, 0, ["a"]) is None
             writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
-            found = tick.take(connection, "outbox", last, 0, ["a"])
+            found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
             assert pages_touched(connection) - before <= 2 * MOST_PAGES
         assert found is not None
         writer.execute("INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [LARGE])
-        found = tick.take(connection, "outbox", found.tick, 0, ["a"])
+        found = tick.take(connection.cursor(), "outbox", found.tick, 0, ["a"])
         assert found is not None
         before = pages_touched(connection)
         assert sum(chunk.rows for chunk in tick.read(connection, "outbox", found.tick, ["a"], -1)) == LARGE
         assert pages_touched(connection) - before <= MOST_PAGES
         large.commit()
-        whole = tick.take(connection, "outbox", found.tick, 0, ["a"])
+        whole = tick.take(connection.cursor(), "outbox", found.tick, 0, ["a"])
         assert whole is not None
         assert sum(chunk.rows for chunk in tick.read(connection, "outbox", whole.tick, ["a"], -1)) == PILE
 
@@ -217,12 +217,12 @@ def test_polls_that_find_nothing_burn_no_transaction_ids(database_url: str) -> N
         for _ in range(2):
             # First with a transaction that is open, then without.
             writer.execute("INSERT INTO outbox.event (name, payload) VALUES ('a', '{}')")
-            found = tick.take(connection, "outbox", last, 0, ["a"])
+            found = tick.take(connection.cursor(), "outbox", last, 0, ["a"])
             assert found is not None
             last = found.tick
             before = next_id()
             for _ in range(100):
-                assert tick.take(connection, "outbox", last, 0, ["a"]) is None
+                assert tick.take(connection.cursor(), "outbox", last, 0, ["a"]) is None
             # The server's own upkeep may need a few.
             assert next_id() - before < 50
             early.rollback()
@@ -243,7 +243,7 @@ def test_a_catch_up_read_touches_each_event_once_however_many_ticks_there_are(
             writer.execute(
                 "INSERT INTO outbox.event (name, payload) SELECT 'a', '{}' FROM generate_series(1, %s)", [events]
             )
-            found = tick.take(connection, "outbox", last, 0, [])
+            found = tick.take(connection.cursor(), "outbox", last, 0, [])
             assert found is not None
             last = found.tick
         writer.execute(
