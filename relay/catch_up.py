@@ -29,8 +29,12 @@ log = structlog.get_logger()
 WAIT_FOR_ROOM = 0.02, 0.5
 """Seconds until feeds that wait for room look again: at first, and in the end."""
 
-PIECE = 4000
-"""Events after which a feed lets the others and the main feed go on. Fewer, and it would not catch up under load."""
+PIECE = 1000
+"""Events after which a feed lets the others and the main feed go on: more, and their events wait noticeably. Twice what
+the main feed had last if that is more, or it would never catch up under load."""
+
+PART_BYTES = 256 << 10
+"""Bytes after which a feed's chunk is closed: its position is noted after each."""
 
 PROGRESS_EVERY = 1.0
 """Seconds between two lines in the log about a feed that takes longer."""
@@ -57,8 +61,8 @@ class Feed:
         self._first: int | None = None
         self._reported = time.monotonic()
 
-    def step(self) -> bool:
-        """Put the next piece on the stream, or attach the handler when there is none. False if there is no room."""
+    def step(self, piece: int) -> bool:
+        """Put the next `piece` events on the stream, or attach the handler when there are none. False without room."""
         room = self._room()
         if not self._started:
             self._start(room)
@@ -71,7 +75,7 @@ class Feed:
             self._attach()
             return True
         rows = 0
-        while rows < PIECE and room.length + rows < bounds.CATCH_UP.entries and self._held.size < bounds.CATCH_UP.size:
+        while rows < piece and room.length + rows < bounds.CATCH_UP.entries and self._held.size < bounds.CATCH_UP.size:
             if self._chunks is None:
                 self._chunks = self._read()
             chunk = next(self._chunks, None)
@@ -157,7 +161,7 @@ class Feed:
             rows = next(fetches, None)
             self._most = next_most(self._most, time.monotonic() - began)
             while rows is not None:
-                yield from tick.chunks(rows, None, tick.CHUNK_BYTES)
+                yield from tick.chunks(rows, None, PART_BYTES)
                 rows = next(fetches, None)
 
     def _moved(self, position: Position) -> None:
@@ -228,8 +232,9 @@ class CatchUp:
         self._feeds: dict[str, Feed] = {}
         self._waited = 0.0
 
-    def step(self) -> float | None:
-        """A piece of every feed. Returns the seconds until the next: 0 when there is more, None without any."""
+    def step(self, events: int) -> float | None:
+        """A piece of every feed, after the main feed had `events`. Returns the seconds until the next: 0 when there is
+        more, None without any."""
         detached = {handler.name: handler for handler in self.handlers.detached}
         for name in self._feeds.keys() - detached.keys():
             self._feeds.pop(name).close()
@@ -241,7 +246,7 @@ class CatchUp:
                 if feed is not None:
                     feed.close()
                 feed = self._feeds[name] = Feed(handler, self)
-            moved |= feed.step()
+            moved |= feed.step(max(PIECE, 2 * events))
         if not detached:
             return None
         shortest, longest = WAIT_FOR_ROOM

@@ -217,7 +217,7 @@ class Relay:
             if age > REFRESH_EVERY or (not events and (sleep.asleep or age > REFRESH_EVERY / 4)):
                 handlers.refresh(main.position)
                 refreshed, age = now, -math.inf
-            feed_wait = catch_up.step()
+            feed_wait = catch_up.step(events)
             now = time.monotonic()
             pace = pacing.observe(pace, now, events)
             if pace.listening:

@@ -21,7 +21,6 @@ from pydantic import SecretStr
 from console.servers import Redis, free_port
 from outbox.settings import Settings
 from relay.bounds import CATCH_UP
-from relay.catch_up import PIECE
 
 STREAM = "outbox:{paid}"
 
@@ -212,7 +211,7 @@ def test_a_lost_backlog_comes_back_within_seconds_and_the_log_says_how_far_it_is
 ) -> None:
     relay = start_relay()
     box.subscribe("send", event="paid")
-    seqs = box.add("paid", 5 * PIECE)
+    seqs = box.add("paid", 2 * CATCH_UP.entries)
     wait_for(lambda: box.redis.xlen(STREAM) == len(seqs), "all events on the stream")
     lost = time.monotonic()
     box.redis.flushall()

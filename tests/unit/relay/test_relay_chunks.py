@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from relay import tick
+from relay.catch_up import PART_BYTES
 
 NAMES = 50
 
@@ -25,8 +26,8 @@ class Rows:
         return [b"%d" % (row + 1), b"i" * 36, name, b"key", self._payload, b"", b"1795247896439054"][column]
 
 
-def chunks(rows: Any, *, whole: bool = False) -> list[tick.Chunk]:
-    return list(tick.chunks(rows, 7, tick.CHUNK_BYTES) if whole else tick.chunks(rows, 7))
+def chunks(rows: Any, part_bytes: int = tick.PART_BYTES) -> list[tick.Chunk]:
+    return list(tick.chunks(rows, 7, part_bytes))
 
 
 def test_one_name_is_cut_into_calls_of_64_kib() -> None:
@@ -46,9 +47,9 @@ def test_a_few_names_have_64_kib_each() -> None:
     assert all(3 * tick.PART_BYTES <= chunk.size < 3 * tick.PART_BYTES + 500 for chunk in found[:-1])
 
 
-def test_a_feed_has_chunks_of_a_megabyte() -> None:
-    found = chunks(Rows(20_000, 1, 100), whole=True)
-    assert all(tick.CHUNK_BYTES <= chunk.size < tick.CHUNK_BYTES + 500 for chunk in found[:-1])
+def test_a_feed_says_how_large_its_chunks_are() -> None:
+    found = chunks(Rows(20_000, 1, 100), PART_BYTES)
+    assert all(PART_BYTES <= chunk.size < PART_BYTES + 500 for chunk in found[:-1])
 
 
 @pytest.mark.parametrize("payload", [70_000, 256 << 10])
