@@ -98,7 +98,7 @@ class Cast:
         assert row is not None
         return row[0]
 
-    def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 40.0) -> Any:
+    def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 120.0) -> Any:
         """Wait until the condition holds and return its value. None of the programs may end by itself meanwhile."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
@@ -144,7 +144,7 @@ class Cast:
         ).fetchall()
         return [row[0] for row in rows]
 
-    def check_effects(self, ordered: list[str], timeout: float = 90.0) -> None:
+    def check_effects(self, ordered: list[str], timeout: float = 120.0) -> None:
         """Wait until all is done: every order must have had its effects once, and nothing else has."""
         self.await_done(timeout)
         for handler in ("book", "charge", "ship"):
@@ -153,7 +153,7 @@ class Cast:
         assert differences(ordered, set(self.effects.read_text().split())) == {}
         assert self.one("SELECT count(*) FROM outbox.dead_letter") == 0
 
-    def await_done(self, timeout: float = 40.0) -> None:
+    def await_done(self, timeout: float = 120.0) -> None:
         """Wait until every handler has done every event."""
         self.wait_for(lambda: self.one(OWED) == 0, "all to be done", timeout)
 
