@@ -133,7 +133,6 @@ def burst(bed: Testbed, connection: psycopg.Connection, name: str) -> tuple[floa
             " SELECT %s, 'customer-' || n, json_build_object('order_id', n) FROM generate_series(1, %s) AS n",
             [name, BURST],
         )
-        time.sleep(0.01)
         began = time.monotonic()
     listener.join()
     wait_until(

@@ -152,7 +152,7 @@ async def exchange(client: Redis, commands: list[tuple[str | bytes | int, ...]])
     """The replies to commands that are sent together. Errors that Redis replies are among them, but for those that end
     their connection: they are raised.
 
-    A pipeline does the same and takes twice as long for it.
+    A pipeline does the same and takes 40 % longer for two short commands.
     """
     pool = client.connection_pool
     connection = await pool.get_connection()  # type: ignore[no-untyped-call]
