@@ -18,8 +18,8 @@ CHUNK_BYTES = 1 << 20
 """Bytes after which a chunk is closed, and about what is fetched at a time."""
 
 PART_BYTES = 64 << 10
-"""Bytes for each event name in it after which a chunk of the main feed is closed. The relay is a quarter faster with many
-calls of this size on their way than with two of a megabyte (decision 023)."""
+"""Bytes for each event name in it after which a chunk of the main feed is closed. The relay is a quarter faster with
+many calls of this size on their way than with two of a megabyte (decision 023)."""
 
 SMALL = 256
 """Rows of a batch that comes with its tick, if they have no more than `CHUNK_BYTES`; a larger one gets a cursor."""
