@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -20,14 +21,13 @@ import structlog
 from outbox.errors import PrefixTakenError
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
-from outbox.position import END, ORIGIN, Position
+from outbox.position import ORIGIN, Position
 from relay import progress, scripts, tick
 from relay.catch_up import make_group
 from relay.feed import Published
 from relay.handlers import Handler
 from relay.prefix import show_leader
-from relay.snapshot import Snapshot
-from relay.tick import Tick
+from relay.spans import Bounds, Span, bound, parameters, together
 from relay.window import window
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ EVERY = 1.0
 """Seconds between two rounds."""
 
 MOST_TICKS = 1000
-"""Ticks that one check covers at the most."""
+"""Ticks that one read covers at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +113,22 @@ class Sweep:
             "SELECT name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq"
             f" FROM {self._schema}.handler WHERE done_tick IS NOT NULL ORDER BY event_name".encode()
         ).fetchall()
-        trim: dict[str, list[Position]] = {}
+        spans: list[Span] = []
         for name, event_name, attached, done_tick, done_seq, fed_tick, fed_seq in rows:
             done, fed = Position(done_tick, done_seq), None if fed_tick is None else Position(fed_tick, fed_seq)
             handler = Handler(name, event_name, attached, done, fed)
-            reached = self._look(connection, handler, published)
+            spans.append(Span(name, event_name, done, self._look(connection, handler, published)))
+        proved = {span.handler: span.done for span in spans} | self.check(connection, spans)
+        trim: dict[str, list[Position]] = {}
+        for name, event_name, attached, *_ in rows:
             if attached:
-                trim.setdefault(event_name, []).append(reached)
+                trim.setdefault(event_name, []).append(proved[name])
         for event_name, reached_by_each in trim.items():
             self._trim(event_name, min(reached_by_each))
             reach("sweep.trimmed")
 
     def _look(self, connection: psycopg.Connection, handler: Handler, published: Published) -> Position:
-        """Advance one handler's `done_to` as far as it can be proved, and return it."""
+        """See up to where one handler seems to have finished: `done_to`, or beyond."""
         assert handler.done is not None
         if self._settled.get(handler.name) == handler.done == published.position and handler.attached:
             # Nothing was said since everything was done; but is Redis still what it was?
@@ -145,9 +148,7 @@ class Sweep:
         target = progress.finished_everywhere(
             own, main, attached=handler.attached, published=published.position, fed=handler.fed
         )
-        if target is None or target <= handler.done:
-            return handler.done
-        return self._check(connection, handler, target)
+        return handler.done if target is None else max(target, handler.done)
 
     def _still_attached(self, connection: psycopg.Connection, handler: Handler) -> bool:
         query = f"SELECT attached FROM {self._schema}.handler WHERE name = %s".encode()
@@ -162,32 +163,46 @@ class Sweep:
         self._ring()
         return True
 
-    def _check(self, connection: psycopg.Connection, handler: Handler, target: Position) -> Position:
-        """Fill the holes up to `target`, or up to a nearer tick if that is far, and note how far all is done."""
-        assert handler.done is not None
-        done = handler.done
-        while done < target and not self._stop.is_set():
-            ticks = window(tick.load(connection, self._schema, done.tick, target.tick, MOST_TICKS), done)
-            if not ticks:
-                break
-            first, upto = ticks[0], ticks[-1]
-            reached = min(target, Position(upto.id, END))
-            own_tick = first if first.id == done.tick else Tick(done.tick, first.since, first.since)
-            holes = connection.execute(
-                scripts.sql("fill_holes", self._schema), _range(handler, own_tick, done.seq, upto, reached.seq)
-            ).rowcount
-            reach("sweep.filled")
-            if holes:
-                log.warning("sweep.holes", handler=handler.name, event_name=handler.event_name, events=holes)
-            connection.execute(
-                f"UPDATE {self._schema}.handler SET done_tick = %(tick)s, done_seq = %(seq)s WHERE name = %(name)s"
-                " AND (done_tick, done_seq) < (%(tick)s, %(seq)s)".encode(),
-                {"tick": reached.tick, "seq": reached.seq, "name": handler.name},
-            )
-            reach("sweep.noted")
-            done = reached
-        self._settled[handler.name] = done
-        return done
+    def check(self, connection: psycopg.Connection, spans: list[Span]) -> dict[str, Position]:
+        """Fill the holes in all spans and note how far all is done. Spans of the same part of the log are read at once,
+        long ones in several reads. Returns how far each handler came."""
+        proved: dict[str, Position] = {}
+        left = {span.handler: span for span in spans if span.target > span.done}
+        while left and not self._stop.is_set():
+            group = together(left.values())
+            start, end = group[0].done, max(span.target for span in group)
+            ticks = window(tick.load(connection, self._schema, start.tick, end.tick, MOST_TICKS), start)
+            covered = [found for span in group if (found := bound(span, ticks))]
+            if not covered:
+                for span in group:
+                    del left[span.handler]
+                continue
+            self._fill(connection, covered)
+            for each in covered:
+                span = each.span
+                self._note(connection, span.handler, each.reached)
+                proved[span.handler] = self._settled[span.handler] = each.reached
+                if each.reached < span.target:
+                    left[span.handler] = replace(span, done=each.reached)
+                else:
+                    del left[span.handler]
+        return proved
+
+    def _fill(self, connection: psycopg.Connection, covered: list[Bounds]) -> None:
+        statement = _statement(self._schema, many=len(covered) > 1)
+        found = connection.execute(statement, parameters(covered)).fetchall()
+        reach("sweep.filled")
+        names = {each.span.handler: each.span.event_name for each in covered}
+        for handler, holes in found:
+            log.warning("sweep.holes", handler=handler, event_name=names[handler], events=holes)
+
+    def _note(self, connection: psycopg.Connection, handler: str, done: Position) -> None:
+        connection.execute(
+            f"UPDATE {self._schema}.handler SET done_tick = %(tick)s, done_seq = %(seq)s WHERE name = %(name)s"
+            " AND (done_tick, done_seq) < (%(tick)s, %(seq)s)".encode(),
+            {"tick": done.tick, "seq": done.seq, "name": handler},
+        )
+        reach("sweep.noted")
 
     def _trim(self, event_name: str, finished: Position) -> None:
         minid = str(progress.after(finished))
@@ -195,17 +210,8 @@ class Sweep:
         self._trimmed(event_name, finished)
 
 
-def _range(handler: Handler, lower: Tick, done_seq: int, upper: Tick, upto_seq: int) -> dict[str, object]:
-    before: Snapshot = lower.since
-    return {
-        "handler": handler.name,
-        "name": handler.event_name,
-        "before_xmax": str(before.xmax),
-        "before_xip": [str(xid) for xid in before.xip],
-        "done": str(lower.snapshot),
-        "done_seq": done_seq,
-        "prior": str(upper.since),
-        "upto": str(upper.snapshot),
-        "upto_xmax": str(upper.snapshot.xmax),
-        "upto_seq": upto_seq,
-    }
+@cache
+def _statement(schema: str, *, many: bool) -> bytes:
+    """The statement that fills the holes in one span, or in many."""
+    span = scripts.sql("span_many" if many else "span_one", schema)
+    return scripts.sql("fill_holes", schema).replace(b"{span}", span)

@@ -15,17 +15,24 @@ from relay.snapshot import NOTHING, Snapshot
 from relay.wire import ENTRY, Entries
 
 CHUNK_BYTES = 1 << 20
-"""Bytes after which a chunk is closed, and about what is fetched at a time."""
+"""Bytes of events that are about what is fetched at a time, unless they are of many names."""
 
 PART_BYTES = 64 << 10
 """Bytes for each event name in it after which a chunk of the main feed is closed. The relay is a quarter faster with
 many calls of this size on their way than with two of a megabyte (decision 023)."""
 
+MOST_BYTES = 4 << 20
+"""Bytes after which a chunk is closed however many names it has, and about what is fetched at a time at the most."""
+
 SMALL = 256
 """Rows of a batch that comes with its tick, if they have no more than `CHUNK_BYTES`; a larger one gets a cursor."""
 
 MOST_ROWS = 2000
-"""Rows that are fetched at a time at the most."""
+"""Rows that are fetched at a time at the most, unless they are of many names."""
+
+PART_ROWS = 250
+"""Rows for each name that are fetched at a time: a part of small events. With fewer, the calls for many names carry so
+little that their number is what takes time."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,9 @@ class open_cursor:
 
 
 def fetches(cursor: psycopg.Cursor, name: str) -> Iterator[psycopg.Cursor]:
-    """Fetch the rows of a declared cursor in steps of about `CHUNK_BYTES`, judged by the size of the step before."""
-    rows = 250
+    """Fetch the rows of a declared cursor in steps of about `CHUNK_BYTES`, more when many names share them. Rows that
+    the step before had tell how many that is."""
+    rows = PART_ROWS
     while True:
         cursor.execute(f"FETCH FORWARD {rows} FROM {name}".encode())
         if not cursor.rowcount:
@@ -155,14 +163,16 @@ def fetches(cursor: psycopg.Cursor, name: str) -> Iterator[psycopg.Cursor]:
         assert result is not None
         sample = range(0, result.ntuples, max(1, result.ntuples // 16))
         average = sum(len(result.get_value(i, 4) or b"") + 100 for i in sample) // len(sample)
-        rows = max(1, min(MOST_ROWS, rows * 2, CHUNK_BYTES // average))
+        names = len({result.get_value(i, 2) for i in range(min(64, result.ntuples))})
+        size = min(MOST_BYTES, max(CHUNK_BYTES, names * PART_BYTES))
+        rows = max(1, min(max(MOST_ROWS, names * PART_ROWS), rows * 2, size // average))
 
 
 def chunks(cursor: psycopg.Cursor, tick: int | None, part_bytes: int = PART_BYTES) -> Iterator[Chunk]:
     """Cut fetched rows into chunks. The values go through as the bytes that PostgreSQL sent; nothing is decoded.
 
     `tick` is the tick of all rows; None when each row carries its own in an eighth column. A chunk is closed at
-    `part_bytes` for each event name in it, and at `CHUNK_BYTES` at the latest.
+    `part_bytes` for each event name in it, and at `MOST_BYTES` at the latest.
     """
     result = cursor.pgresult
     assert result is not None
@@ -193,7 +203,7 @@ def chunks(cursor: psycopg.Cursor, tick: int | None, part_bytes: int = PART_BYTE
         part = parts.get(name)
         if part is None:
             parts[name] = part = Entries()
-            most = min(CHUNK_BYTES, most + part_bytes)
+            most = min(MOST_BYTES, most + part_bytes)
         part.ids.append(number)
         part.packed.append(packed)
         rows += 1

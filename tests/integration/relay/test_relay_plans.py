@@ -275,3 +275,25 @@ def handled(plan: dict[str, Any]) -> float:
     dropped = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
     below: float = sum(map(handled, plan.get("Plans", [])))
     return float((plan["Actual Rows"] + dropped) * plan["Actual Loops"] + below)
+
+
+def test_the_events_of_many_names_are_fetched_so_many_at_a_time_that_each_has_a_call_of_some_size(
+    database_url: str,
+) -> None:
+    names = [f"name{n}" for n in range(100)]
+    with (
+        psycopg.connect(database_url, autocommit=True) as writer,
+        lead.connect(database_url, "outbox") as connection,
+    ):
+        (last,) = tick.load(connection, "outbox", 0)
+        writer.execute(
+            "INSERT INTO outbox.event (name, payload)"
+            " SELECT 'name' || (n % 100), '{}' FROM generate_series(1, 40000) AS n"
+        )
+        found = tick.take(connection.cursor(), "outbox", last, 0, names)
+        assert found is not None
+        chunks = list(tick.read(connection, "outbox", found.tick, names, -1))
+        assert sum(chunk.rows for chunk in chunks) == 40_000
+        assert max(len(entries) for chunk in chunks for entries in chunk.parts.values()) > 5 * tick.MOST_ROWS // len(
+            names
+        )
