@@ -27,6 +27,9 @@ MOST_BYTES = 4 << 20
 SMALL = 256
 """Rows of a batch that comes with its tick, if they have no more than `CHUNK_BYTES`; a larger one gets a cursor."""
 
+FIRST_ROWS = 32
+"""Rows that are fetched at first, so that the first events are soon in Redis; then twice as many each time."""
+
 MOST_ROWS = 2000
 """Rows that are fetched at a time at the most, unless they are of many names."""
 
@@ -153,7 +156,7 @@ class open_cursor:
 def fetches(cursor: psycopg.Cursor, name: str) -> Iterator[psycopg.Cursor]:
     """Fetch the rows of a declared cursor in steps of about `CHUNK_BYTES`, more when many names share them. Rows that
     the step before had tell how many that is."""
-    rows = PART_ROWS
+    rows = FIRST_ROWS
     while True:
         cursor.execute(f"FETCH FORWARD {rows} FROM {name}".encode())
         if not cursor.rowcount:
