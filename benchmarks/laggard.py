@@ -235,8 +235,12 @@ def report(course: Course) -> Report:
         figures=(
             Figure("ratio_p50_lagging", "sibling's p50, lagging / before", times("p50", LAGGING), 1.5, at_most=True),
             Figure("ratio_p99_lagging", "sibling's p99, lagging / before", times("p99", LAGGING), 1.5, at_most=True),
-            Figure("ratio_p50_catching_up", "its p50, catching up / before", times("p50", CATCHING_UP), at_most=True),
-            Figure("ratio_p99_catching_up", "its p99, catching up / before", times("p99", CATCHING_UP), at_most=True),
+            Figure(
+                "ratio_p50_catching_up", "its p50, catching up / before", times("p50", CATCHING_UP), 1.5, at_most=True
+            ),
+            Figure(
+                "ratio_p99_catching_up", "its p99, catching up / before", times("p99", CATCHING_UP), 1.5, at_most=True
+            ),
             Figure("redis_peak_mib", "Redis at its peak, MiB", peak, largest, at_most=True),
             Figure("redis_drift_mib", "Redis, later minus earlier while detached, MiB", drift, 1, at_most=True),
             Figure("redis_end_mib", "Redis at the end, MiB", course.looks[-1].redis, at_most=True),

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 WAIT_FOR_ROOM = 0.02, 0.5
 """Seconds until feeds that wait for room look again: at first, and in the end."""
 
-PIECE = 1000
+PIECE = 500
 """Events after which a feed lets the others and the main feed go on: more, and their events wait noticeably. Twice what
 the main feed had last if that is more, or it would never catch up under load."""
 
@@ -155,9 +155,10 @@ class Feed:
             "after_seq": self.fed.seq,
         }
         name = f"catch_up_{next(_cursors)}"
+        # The server sorts and keeps all rows before it answers to DECLARE.
+        began = time.monotonic()
         with tick.open_cursor(feeds.connection, name, scripts.sql("catch_up", feeds.schema), parameters) as cursor:
             fetches = tick.fetches(cursor, name)
-            began = time.monotonic()
             rows = next(fetches, None)
             self._most = next_most(self._most, time.monotonic() - began)
             while rows is not None:

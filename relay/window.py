@@ -12,14 +12,14 @@ FEWEST, MOST = 4, 1000
 """Ticks that one read of a feed covers at least and at most. Under load the main feed takes one between two reads: a
 feed that took no more would never catch up."""
 
-LONG = 0.02
+LONG = 0.01
 """Seconds until the first rows of a read beyond which the next covers less: the main feed waits for them."""
 
 
 def next_most(most: int, seconds: float) -> int:
     """How many ticks a feed's next read may cover, after `most` and so long until its first rows.
 
-    >>> next_most(64, 0.5), next_most(64, 0.001), next_most(64, 0.015)
+    >>> next_most(64, 0.5), next_most(64, 0.001), next_most(64, 0.007)
     (32, 128, 64)
     """
     if seconds > LONG:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from outbox.position import Position
+from relay import catch_up, tick
 from relay.bounds import CATCH_UP
 from relay.catch_up import PIECE
 from relay.tick import MOST_ROWS
+from relay.window import next_most
 
 MOST = CATCH_UP.entries
 OVER = PIECE + MOST_ROWS
@@ -266,3 +268,28 @@ def test_an_event_name_goes_on_after_a_pause_longer_than_the_window(
     sent = box.add("sent")
     assert box.work_until("sent", "whole", sent) == sent
     box.await_attached("whole")
+
+
+def test_the_time_that_the_server_takes_to_sort_a_read_counts_when_the_next_is_sized(
+    box: Any, relay: Any, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., Any]
+) -> None:
+    seen: list[float] = []
+
+    def note(most: int, seconds: float) -> int:
+        seen.append(seconds)
+        return next_most(most, seconds)
+
+    class SlowToOpen(tick.open_cursor):
+        def __init__(self, connection: Any, *arguments: Any) -> None:
+            connection.execute("SELECT pg_sleep(0.05)")
+            super().__init__(connection, *arguments)
+
+    box.subscribe("first", event="paid")
+    monkeypatch.setattr(catch_up, "next_most", note)
+    monkeypatch.setattr(tick, "open_cursor", SlowToOpen)
+    box.add("paid", 3)
+    box.sql.execute("INSERT INTO outbox.handler (name, event_name, start_at) VALUES ('new', 'paid', '-infinity')")
+    box.sql.execute("NOTIFY outbox")
+    box.await_attached("new")
+    assert seen
+    assert min(seen) >= 0.05
