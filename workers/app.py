@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from outbox.errors import ConfigurationError, PayloadError
 from outbox.names import check_name
-from workers import binding
+from workers import binding, resources
 from workers.backoff import Backoff
 from workers.errors import HandlerError
 from workers.handler import Handler
+from workers.resources import Lifespan
 
 Start: TypeAlias = datetime | Literal["beginning", "now"]
 
@@ -24,15 +25,29 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class App:
     """Collects handlers. `prefix` keeps the handler names of several services on one database apart.
 
-    >>> app = workers.App()
+    `lifespan` is a function of the app that gives an async context manager. A worker process enters it before it reads
+    the first event and leaves it after its last run; leaving may take 5 seconds. What it gives is handed to handlers by
+    its type, which its return annotation declares: a parameter annotated with it is injected, whatever the parameter's
+    name. A dataclass or NamedTuple gives each of its fields too, by the field's type, but for types that payloads have
+    (`str`, `int`, `datetime`, …). A handler in a thread gets the same object as those on the event loop.
+
+    Raises `ConfigurationError` for what is no lifespan, or gives what handlers get anyway.
+
+    >>> @asynccontextmanager
+    ... async def lifespan(app: App) -> AsyncIterator[httpx.AsyncClient]:
+    ...     async with httpx.AsyncClient() as client:
+    ...         yield client
+    >>> app = workers.App(lifespan=lifespan)
     >>> @app.handler("send_email", max_attempts=5)
-    ... async def send_email(user_id: int, template: str) -> None: ...
+    ... async def send_email(user_id: int, client: httpx.AsyncClient) -> None: ...
     """
 
-    def __init__(self, *, prefix: str = "") -> None:
+    def __init__(self, *, prefix: str = "", lifespan: Lifespan | None = None) -> None:
         if prefix:
             check_name(prefix, "prefix")
         self.prefix = prefix
+        self.lifespan = lifespan
+        self.resources = resources.declared(lifespan, sys._getframe(1).f_locals)
         self._handlers: dict[str, Handler] = {}
 
     @property
@@ -90,7 +105,7 @@ class App:
                 name=full,
                 event_name=event_name,
                 function=function,
-                binding=binding.compile(function, full, namespace),
+                binding=binding.compile(function, full, namespace, self.resources),
                 max_attempts=max_attempts,
                 timeout=timeout,
                 backoff=backoff or Backoff(),

@@ -1,10 +1,10 @@
 """A handler's parameters: what is injected by annotation, and what comes from the payload and how it is validated.
 
-Rules. A parameter annotated with `Event`, `AsyncSession`, `Session` or `Context` is injected, whatever its name. Every
-other one takes the payload's key of its name, validated by pydantic against its annotation. A missing key without a
-default is an error that names the field; a key that no parameter knows is ignored (a newer writer), or goes into
-`**kwargs`. If a handler has exactly one payload parameter, annotated with a pydantic model or a dataclass, and the
-payload has no key of its name, the parameter takes the whole payload.
+Rules. A parameter annotated with `Event`, `AsyncSession`, `Session`, `Context` or a type that the app's lifespan gives
+is injected, whatever its name. Every other one takes the payload's key of its name, validated by pydantic against its
+annotation. A missing key without a default is an error that names the field; a key that no parameter knows is ignored
+(a newer writer), or goes into `**kwargs`. If a handler has exactly one payload parameter, annotated with a pydantic
+model or a dataclass, and the payload has no key of its name, the parameter takes the whole payload.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from sqlalchemy.orm import Session
 from outbox.event import Event
 from workers.context import Context
 from workers.errors import HandlerError, PayloadMismatchError
+from workers.resources import Resources, shown
 
 INJECTABLE = {Event: "event", AsyncSession: "async_session", Session: "session", Context: "context"}
+
+NO_RESOURCES = Resources()
 
 Validate = Callable[[Any], Any]
 
@@ -44,6 +47,8 @@ class Binding:
     """The single payload parameter may take the whole payload."""
     rest: bool
     """The function takes `**kwargs`."""
+    resources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Type by the name of the parameter that is given what the lifespan has of it."""
 
     @property
     def transactional(self) -> bool:
@@ -68,7 +73,7 @@ class Binding:
                     f"the payload does not fit handler {self.name!r}: field {field!r} is missing", field=field
                 )
         if self.rest:
-            taken = self.injected.values()
+            taken = {*self.injected.values(), *self.resources}
             for field, value in payload.items():
                 if field not in bound and field not in taken:
                     bound[field] = value
@@ -88,8 +93,14 @@ class Binding:
             ) from None
 
 
-def compile(function: Callable[..., Any], name: str, namespace: Mapping[str, Any] | None = None) -> Binding:
-    """Read a function's signature. `namespace` helps to resolve string annotations. Raises `HandlerError`.
+def compile(
+    function: Callable[..., Any],
+    name: str,
+    namespace: Mapping[str, Any] | None = None,
+    resources: Resources = NO_RESOURCES,
+) -> Binding:
+    """Read a function's signature. `namespace` helps to resolve string annotations, `resources` is what the app's
+    lifespan gives. Raises `HandlerError`.
 
     >>> compile(send_email, "send_email").bind({"user_id": "7", "template": "welcome"})
     {'user_id': 7, 'template': 'welcome'}
@@ -97,6 +108,7 @@ def compile(function: Callable[..., Any], name: str, namespace: Mapping[str, Any
     hints = _hints(function, name, namespace)
     fields: list[tuple[str, Validate | None, bool]] = []
     injected: dict[str, str] = {}
+    given: dict[str, Any] = {}
     whole = rest = False
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -110,14 +122,22 @@ def compile(function: Callable[..., Any], name: str, namespace: Mapping[str, Any
         kind = INJECTABLE.get(_bare(annotation))
         if kind is not None:
             if kind in injected:
-                raise HandlerError(f"handler {name!r} asks twice for {_shown(annotation)}")
+                raise HandlerError(f"handler {name!r} asks twice for {shown(annotation)}")
             injected[kind] = parameter.name
             continue
-        validate = _validator(annotation, parameter.name, name)
+        if (bare := _bare(annotation)) in resources.ambiguous:
+            raise HandlerError(
+                f"handler {name!r}: parameter {parameter.name!r} asks for {shown(annotation)}, of which the lifespan "
+                f"gives several: ask for {shown(resources.declared)}, or tell them apart by a typing.NewType"
+            )
+        if bare in resources.fields:
+            given[parameter.name] = bare
+            continue
+        validate = _validator(annotation, parameter.name, name, resources)
         fields.append((parameter.name, validate, parameter.default is parameter.empty))
         whole = _is_record(_bare(annotation))
     _check_session(function, name, injected)
-    return Binding(name, tuple(fields), injected, whole and len(fields) == 1 and not rest, rest)
+    return Binding(name, tuple(fields), injected, whole and len(fields) == 1 and not rest, rest, given)
 
 
 def _hints(function: Callable[..., Any], name: str, namespace: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -143,7 +163,7 @@ def _is_record(annotation: Any) -> bool:
     return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation))
 
 
-def _validator(annotation: Any, parameter: str, name: str) -> Validate | None:
+def _validator(annotation: Any, parameter: str, name: str, resources: Resources) -> Validate | None:
     if annotation is Any or annotation is object:
         return None
     try:
@@ -151,8 +171,9 @@ def _validator(annotation: Any, parameter: str, name: str) -> Validate | None:
         return partial(TypeAdapter(annotation).validate_python, by_alias=True, by_name=True)
     except (PydanticSchemaGenerationError, PydanticUserError):
         raise HandlerError(
-            f"handler {name!r}: parameter {parameter!r} is annotated {_shown(annotation)}, which is neither something "
-            "a payload can hold nor injectable (Event, AsyncSession, Session, Context)"
+            f"handler {name!r}: parameter {parameter!r} is annotated {shown(annotation)}, which is neither something "
+            "a payload can hold nor injectable (Event, AsyncSession, Session, Context, and what the lifespan gives: "
+            f"{resources.listed()})"
         ) from None
 
 
@@ -165,7 +186,3 @@ def _check_session(function: Callable[..., Any], name: str, injected: Mapping[st
         )
     if "async_session" in injected and not asynchronous:
         raise HandlerError(f"handler {name!r} is a plain `def` and asks for an AsyncSession: ask for Session")
-
-
-def _shown(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from random import random
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -29,14 +31,25 @@ REPEATS = 10
 IDLE_MARGIN = 10.0
 """Seconds beyond its timeout after which the server ends a handler's idle transaction."""
 
+NONE_GIVEN: Mapping[Any, Any] = MappingProxyType({})
+
 _loads = json.JSONDecoder().decode
 
 
 class Execution:
     """Runs the attempts of one handler. Calling it gives True when the outcome is recorded already."""
 
-    def __init__(self, handler: Handler, settings: Settings, database: Database, capacity: int, log: Any) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        settings: Settings,
+        database: Database,
+        capacity: int,
+        log: Any,
+        resources: Mapping[Any, Any] = NONE_GIVEN,
+    ) -> None:
         self.handler = handler
+        self.call = composed(handler, resources)
         self._settings = settings
         self._database = database
         self._log = log.bind(handler=handler.name)
@@ -82,12 +95,12 @@ class Execution:
     # Plain
 
     async def _plain(self, job: Job) -> bool:
-        await self.handler.function(**self.arguments(job))
+        await self.call(**self.arguments(job))
         return False
 
     async def _plain_in_thread(self, job: Job) -> bool:
         arguments = self.arguments(job)
-        await self._in_thread(job, lambda: self.handler.function(**arguments))
+        await self._in_thread(job, lambda: self.call(**arguments))
         return False
 
     async def _in_thread(self, job: Job, call: Callable[[], Any]) -> Any:
@@ -152,7 +165,7 @@ class Execution:
         session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
         arguments[self.handler.binding.injected["async_session"]] = session
         try:
-            await self.handler.function(**arguments)
+            await self.call(**arguments)
             await session.run_sync(finish, job)
         except BaseException:
             session.sync_session.ours = True  # type: ignore[attr-defined]
@@ -166,7 +179,7 @@ class Execution:
             session = HandlerSession(self._engine, expire_on_commit=False)
             arguments[self.handler.binding.injected["session"]] = session
             try:
-                self.handler.function(**arguments)
+                self.call(**arguments)
                 finish(session, job)
             except BaseException:
                 session.ours = True
@@ -174,3 +187,10 @@ class Execution:
                 raise
 
         await self._in_thread(job, call)
+
+
+def composed(handler: Handler, resources: Mapping[Any, Any]) -> Callable[..., Any]:
+    """What is called for each event, with all in place that is the same for every one: the handler's own function, when
+    it asks for none of that."""
+    given = {parameter: resources[kind] for parameter, kind in handler.binding.resources.items()}
+    return partial(handler.function, **given) if given else handler.function

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from workers.execution import Execution
 from workers.handler import Handler
 from workers.lane import Lane, Source
 from workers.lease import Leases
+from workers.lifespan import Lifespan
 from workers.patience import until_back
 from workers.retries import Retries
 
@@ -74,6 +75,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._executions: list[Execution] = []
         self._lanes: dict[str, Lane] = {}
+        self._databases: list[Database] = []
+        self._lifespan = Lifespan(app, self._log)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
         self._failure: BaseException | None = None
@@ -94,11 +97,18 @@ class Worker:
     async def start(self) -> None:
         """Connect, register the handlers and begin to work. Waits for both servers. Starting twice does nothing.
 
-        Raises `SchemaError`, `ConfigurationError` or `PrefixTakenError`.
+        Raises `SchemaError`, `ConfigurationError` or `PrefixTakenError`, and what the app's lifespan raises.
         """
         if self._started:
             return
         self._started = True
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         self._up = asyncio.Event()
         url, schema = self._settings.libpq_url(), self._settings.schema_name
         self._databases = [Database(url, schema, self._up, self._log) for _ in range(3)]
@@ -110,6 +120,7 @@ class Worker:
         await registration.check_schema(control, self._settings)
         self._owner = await registration.owner(control, schema)
         await self._claim_prefix()
+        self._resources = await self._enter_lifespan()
         await registration.register(control, list(self._app.handlers.values()), schema)
 
         self._recorder = Recorder(outcomes, self._servers, self._log)
@@ -139,10 +150,21 @@ class Worker:
         self._serve(self._keep_seen(control))
         self._log.info("worker.started", handlers=sorted(self._lanes))
 
+    async def _enter_lifespan(self) -> Mapping[Any, Any]:
+        value = await self._lifespan.enter()
+        if self._lifespan.task is not None:
+            self._lifespan.task.add_done_callback(self._ended)
+        wanted = [
+            (handler.name, parameter, kind)
+            for handler in self._app.handlers.values()
+            for parameter, kind in handler.binding.resources.items()
+        ]
+        return self._app.resources.taken(value, wanted)
+
     def _open_lane(self, handler: Handler, control: Database) -> None:
         heavy = handler.transactional or not handler.asynchronous
         capacity = handler.concurrency or (max(1, min(20, self._concurrency // 10)) if heavy else self._concurrency)
-        execution = Execution(handler, self._settings, control, capacity, self._log)
+        execution = Execution(handler, self._settings, control, capacity, self._log, self._resources)
         self._executions.append(execution)
         lane = Lane(
             handler, capacity=capacity, run=execution.run, recorder=self._recorder, changed=self._changed, log=self._log
@@ -199,10 +221,12 @@ class Worker:
         for execution in self._executions:
             with contextlib.suppress(Exception):
                 await execution.close()
+        await self._lifespan.leave()
         for database in self._databases:
             await database.close()
-        with contextlib.suppress(*link.Unreachable):
-            await self._servers.aclose()
+        if hasattr(self, "_servers"):
+            with contextlib.suppress(*link.Unreachable):
+                await self._servers.aclose()
         self._log.info("worker.stopped")
 
     async def _wind_down(self) -> None:

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -34,6 +34,7 @@ import workers
 from console.servers import free_port
 from outbox import Event
 from workers import App, Backoff, Context, Reject, RetryLater, Snooze
+from workers.execution import composed
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -116,8 +117,8 @@ def names(sqlalchemy_url: str) -> dict[str, Any]:
 
     calls = Calls()
     return {
-        "AsyncSession": AsyncSession, "Backoff": Backoff, "Context": Context, "Decimal": Decimal, "Event": Event,
-        "Invoice": Invoice, "Order": Order, "Reject": Reject, "RetryLater": RetryLater, "Sent": Sent,
+        "App": App, "AsyncSession": AsyncSession, "Backoff": Backoff, "Context": Context, "Decimal": Decimal,
+        "Event": Event, "Invoice": Invoice, "Order": Order, "Reject": Reject, "RetryLater": RetryLater, "Sent": Sent,
         "Session": Session, "SessionDep": Annotated[AsyncSession, Depends(session)], "SignUp": SignUp, "Snooze": Snooze,
         "User": User, "dataclass": dataclass, "mail": calls, "outbox": outbox, "queue": calls, "timedelta": timedelta,
         "workers": workers, "warehouse_closed": lambda: True,
@@ -223,6 +224,38 @@ def test_the_shown_handlers_are_called_and_end_as_described(names: dict[str, Any
     for order_id, outcome in ((0, Reject), (1, Snooze), (2, RetryLater)):
         with pytest.raises(outcome):
             asyncio.run(ship(order_id))
+
+
+def test_the_shown_lifespan_gives_its_mailer_to_the_handler_that_asks_for_it(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAIL_SERVER", "mail.example")
+
+    class Mailer:
+        def __init__(self, server: str) -> None:
+            self.sent: list[str] = [server]
+
+        async def __aenter__(self) -> Mailer:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            self.sent.append("closed")
+
+        async def send(self, recipient: str, text: str) -> None:
+            self.sent.append(recipient)
+
+    names |= {"Mailer": Mailer, "asynccontextmanager": asynccontextmanager, "AsyncIterator": AsyncIterator, "os": os}
+    exec(block("lifespan(app: App)"), names)
+    app = names["app"]
+    handler = app.handlers["tell"]
+
+    async def run() -> list[str]:
+        async with app.lifespan(app) as mailer:
+            given = app.resources.taken(mailer, [("tell", "mailer", Mailer)])
+            await composed(handler, given)(**handler.binding.bind({"email": "first@shop.example"}))
+        return mailer.sent
+
+    assert asyncio.run(run()) == ["mail.example", "first@shop.example", "closed"]
 
 
 def test_upkeep_by_hand_works(database_url: str) -> None:
