@@ -52,6 +52,6 @@ def test_a_feed_says_how_large_its_chunks_are() -> None:
     assert all(PART_BYTES <= chunk.size < PART_BYTES + 500 for chunk in found[:-1])
 
 
-@pytest.mark.parametrize("payload", [70_000, 256 << 10])
-def test_a_large_payload_is_a_chunk(payload: int) -> None:
-    assert [chunk.rows for chunk in chunks(Rows(5, 1, payload))] == [1] * 5
+@pytest.mark.parametrize(("payload", "rows"), [(2_000, 32), (70_000, 8), (256 << 10, 8), (1 << 20, 4), (5 << 20, 1)])
+def test_large_payloads_share_a_call_up_to_the_most_that_a_chunk_may_have(payload: int, rows: int) -> None:
+    assert [chunk.rows for chunk in chunks(Rows(2 * rows, 1, payload))] == [rows] * 2
