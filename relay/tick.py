@@ -22,8 +22,8 @@ PART_BYTES = 64 << 10
 many calls of this size on their way than with two of a megabyte (decision 023)."""
 
 PART_EVENTS = 8
-"""Events for each name in it that a chunk has before it is closed for its size: what a call costs beside its events grows
-with these, too, because Redis tells a stream's last id together with its first and last entry."""
+"""Events for each name in it that a chunk has before it is closed for its size: Redis tells a stream's last id together
+with its first and last entry, so that what a call costs beside its events grows with these, too."""
 
 MOST_BYTES = 4 << 20
 """Bytes after which a chunk is closed however many names it has, and about what is fetched at a time at the most."""
