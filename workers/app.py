@@ -15,6 +15,7 @@ from workers import binding, resources
 from workers.backoff import Backoff
 from workers.errors import HandlerError
 from workers.handler import Handler
+from workers.pool import check_injected, check_pool
 from workers.resources import Lifespan
 
 Start: TypeAlias = datetime | Literal["beginning", "now"]
@@ -64,12 +65,19 @@ class App:
         timeout: float = 30.0,
         backoff: Backoff | None = None,
         concurrency: int | None = None,
+        pool: Literal["process"] | None = None,
         start: Start | None = None,
     ) -> Callable[[Function], Function]:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
         `name` is the handler's name (the function's by default), under which its progress is kept: do not change it
         lightly. `timeout` is in seconds. `concurrency` is how many runs one process does at once.
+
+        `pool="process"` runs a plain `def` handler in child processes, one run at a time in each: for work that keeps
+        the interpreter busy, that may crash, or that must end at its timeout whatever it does. A child imports the
+        function's module and finds it there by its name, so it must be defined at the top of a module that can be
+        imported. It may ask for `Event` and `Context`, not for a session. By default as many run at once as there are
+        processors.
 
         `start` is where a new handler begins: `"beginning"` with all events that are retained, `"now"` with what is
         added after it was first registered, an aware datetime with what was added from then on, and with the rest of
@@ -99,17 +107,23 @@ class App:
                     f"two handlers are named {full!r}: pass name=… to one of them (names identify progress, so they "
                     "must be unique)"
                 )
+            if pool is not None:
+                check_pool(function, full, pool)
             # Types that live in the decorating function are out of reach of the function's globals.
             namespace = sys._getframe(1).f_locals
+            compiled = binding.compile(function, full, namespace, self.resources)
+            if pool is not None:
+                check_injected(compiled)
             self._handlers[full] = Handler(
                 name=full,
                 event_name=event_name,
                 function=function,
-                binding=binding.compile(function, full, namespace, self.resources),
+                binding=compiled,
                 max_attempts=max_attempts,
                 timeout=timeout,
                 backoff=backoff or Backoff(),
                 concurrency=concurrency,
+                pool=pool,
                 start_at=start_at,
             )
             return function

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from typing import Any
 
+from workers.crash import Crashed
 from workers.database import Database, array
 from workers.job import Job
 from workers.lane import Source
@@ -145,13 +146,17 @@ def leases(jobs: list[Job]) -> dict[str, Any]:
 def given_back(jobs: list[Job], *, delay: float = 0.0) -> dict[str, Any]:
     """Parameters of `finish_retry` for leased retries that were not run, due again in `delay` seconds at no cost."""
     count = len(jobs)
-    return keys(jobs) | leases(jobs) | {"costs": [0] * count, "delays": [delay] * count, "errors": [None] * count}
+    return (
+        keys(jobs)
+        | leases(jobs)
+        | {"costs": [0] * count, "crashes": [0] * count, "delays": [delay] * count, "errors": [None] * count}
+    )
 
 
 def _first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
     return keys([job for job, _ in failed]) | {
         "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
-        "crashes": [0] * len(failed),
+        "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
         "delays": [outcome.delay for _, outcome in failed],
         "errors": [outcome.error for _, outcome in failed],
     }
@@ -164,6 +169,7 @@ def _failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
         | leases(jobs)
         | {
             "costs": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
+            "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
             "delays": [outcome.delay for _, outcome in failed],
             "errors": [outcome.error for _, outcome in failed],
         }

@@ -25,6 +25,9 @@ class RetryLater(OutboxError):
         super().__init__(reason)
         self.delay = seconds(delay)
 
+    def __reduce__(self) -> tuple[type[RetryLater], tuple[float, str]]:
+        return type(self), (self.delay, str(self))
+
 
 class Snooze(OutboxError):
     """Not now: run again after `delay` (seconds or timedelta). Costs no attempt.
@@ -35,6 +38,9 @@ class Snooze(OutboxError):
     def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
         super().__init__(reason)
         self.delay = seconds(delay)
+
+    def __reduce__(self) -> tuple[type[Snooze], tuple[float, str]]:
+        return type(self), (self.delay, str(self))
 
 
 class Reject(OutboxError):
@@ -70,3 +76,15 @@ class HandlerTimeoutError(OutboxError):
 
 class SupersededError(OutboxError):
     """Another worker recorded an outcome for this delivery first; what this attempt did is rolled back."""
+
+
+class ChildDiedError(OutboxError):
+    """The child process of a handler with `pool="process"` died in the middle of its run."""
+
+
+class ChildFailedError(OutboxError):
+    """A child process could not run its handler, or its exception could not be carried to the worker: see the text."""
+
+
+class ChildTraceback(Exception):
+    """The cause of an exception that was raised in a child process: what it said there, and where it was raised."""

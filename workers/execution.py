@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from random import random
@@ -13,15 +12,15 @@ from typing import Any
 
 import psycopg
 import sqlalchemy.exc
-import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from outbox.settings import Settings
-from workers.context import Context
+from workers.arguments import arguments
 from workers.database import Database
 from workers.errors import SupersededError
 from workers.handler import Handler
 from workers.job import Job
+from workers.processes import Processes
 from workers.threads import Threads
 from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable
 
@@ -32,8 +31,6 @@ IDLE_MARGIN = 10.0
 """Seconds beyond its timeout after which the server ends a handler's idle transaction."""
 
 NONE_GIVEN: Mapping[Any, Any] = MappingProxyType({})
-
-_loads = json.JSONDecoder().decode
 
 
 class Execution:
@@ -53,7 +50,10 @@ class Execution:
         self._settings = settings
         self._database = database
         self._log = log.bind(handler=handler.name)
-        self._threads = None if handler.asynchronous else Threads(f"handler {handler.name}")
+        self.arguments = partial(arguments, handler)
+        self._processes = Processes(handler, settings) if handler.pool == "process" else None
+        in_threads = not handler.asynchronous and self._processes is None
+        self._threads = Threads(f"handler {handler.name}") if in_threads else None
         self._engine: Any = None
         if handler.transactional:
             self._open_engine(capacity)
@@ -62,29 +62,15 @@ class Execution:
     def run(self) -> Callable[[Job], Awaitable[bool]]:
         if self.handler.transactional:
             return self._transactional
+        if self._processes is not None:
+            return self._plain_in_process
         return self._plain if self.handler.asynchronous else self._plain_in_thread
-
-    def arguments(self, job: Job) -> dict[str, Any]:
-        """What the function is called with, but for the session."""
-        binding = self.handler.binding
-        bound = binding.bind(_loads(job.payload))
-        if binding.injected:
-            if parameter := binding.injected.get("event"):
-                bound[parameter] = job.event()
-            if parameter := binding.injected.get("context"):
-                bound[parameter] = Context(
-                    attempt=job.attempt,
-                    max_attempts=self.handler.max_attempts,
-                    handler=self.handler.name,
-                    logger=structlog.get_logger().bind(
-                        handler=self.handler.name, event_id=job.event_id, attempt=job.attempt
-                    ),
-                )
-        return bound
 
     async def close(self) -> None:
         if self._threads is not None:
             self._threads.close()
+        if self._processes is not None:
+            await self._processes.close()
         if self._engine is None:
             return
         if self.handler.asynchronous:
@@ -101,6 +87,11 @@ class Execution:
     async def _plain_in_thread(self, job: Job) -> bool:
         arguments = self.arguments(job)
         await self._in_thread(job, lambda: self.call(**arguments))
+        return False
+
+    async def _plain_in_process(self, job: Job) -> bool:
+        assert self._processes is not None
+        await self._processes.run(job)
         return False
 
     async def _in_thread(self, job: Job, call: Callable[[], Any]) -> Any:

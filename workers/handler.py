@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from workers.backoff import Backoff
 from workers.binding import Binding
@@ -26,6 +26,8 @@ class Handler:
     timeout: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
     concurrency: int | None = None
+    pool: Literal["process"] | None = None
+    """Where a `def` handler runs: None for threads."""
     start_at: str | None = None
     """Where it begins when it is new, as a PostgreSQL timestamp; None leaves it to the relay."""
 

@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
 
 from outbox.position import Position
-from workers import prefetch
-from workers.errors import HandlerTimeoutError, SupersededError
+from workers import crash, prefetch
+from workers.errors import ChildDiedError, HandlerTimeoutError, SupersededError
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import DONE, Dead, Outcome, judge
@@ -167,7 +168,8 @@ class Lane:
     def _judge(self, job: Job, error: BaseException) -> Outcome:
         if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
             error = HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
-        outcome = judge(
+        decide = partial(crash.judge, crashes=job.crashes) if isinstance(error, ChildDiedError) else judge
+        outcome = decide(
             error,
             attempt=job.attempt,
             max_attempts=self.handler.max_attempts,
@@ -192,6 +194,14 @@ class Lane:
                 self._timer = self._loop.call_at(job.deadline, self._expire)
                 return
             self.interrupt(job, "timeout")
+
+    def restart_clock(self, job: Job) -> None:
+        """Let this run's timeout begin now."""
+        if job in self._running:
+            # At the end: runs stand in the order of their deadlines.
+            del self._running[job]
+            self._running[job] = None
+            job.deadline = self._loop.time() + self.handler.timeout
 
     def interrupt(self, job: Job, cause: str) -> None:
         """End a run: `timeout` counts as a failure, `lost` and `stop` record nothing."""

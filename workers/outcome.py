@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.backoff import Backoff
-from workers.errors import Reject, RetryLater, Snooze
+from workers.errors import ChildTraceback, Reject, RetryLater, Snooze
 
 MAX_ERROR_LENGTH = 4000
 """Characters of an error that are kept."""
@@ -66,6 +66,8 @@ def judge(error: BaseException, *, attempt: int, max_attempts: int, backoff: Bac
 
 def describe(error: BaseException) -> str:
     """An error as one text for people: its type, its message, and where the handler raised it."""
+    if isinstance(error.__cause__, ChildTraceback):
+        return clean(str(error.__cause__))
     frames = traceback.extract_tb(error.__traceback__)
     try:
         message = str(error)

@@ -164,6 +164,8 @@ class Worker:
     def _open_lane(self, handler: Handler, control: Database) -> None:
         heavy = handler.transactional or not handler.asynchronous
         capacity = handler.concurrency or (max(1, min(20, self._concurrency // 10)) if heavy else self._concurrency)
+        if handler.pool == "process" and handler.concurrency is None:
+            capacity = min(capacity, os.cpu_count() or 1)
         execution = Execution(handler, self._settings, control, capacity, self._log, self._resources)
         self._executions.append(execution)
         lane = Lane(
