@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import backlog, days, idle, laggard, latency, memory, relay, sweep, worker, write
+from benchmarks import backlog, days, idle, laggard, latency, memory, recovery, relay, sweep, worker, write
 from benchmarks.report import Report, as_json, figures_table, sides_table
 from benchmarks.rounds import say
 from outbox.errors import ConfigurationError, OutboxError
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     held.add_argument("--quick", action="store_true", help="less load: to see that it works, not to quote")
     held.set_defaults(strict=True)
     commands.add_parser("sweep", parents=[common], help="what the sweep costs on top of the relay")
+    commands.add_parser("recovery", parents=[common], help="from the loss of all streams until all is done")
     commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
     commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
     return made
@@ -97,6 +98,7 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         "idle": idle.run,
         "days": days.run,
         "sweep": sweep.run,
+        "recovery": recovery.run,
     }[benchmark]
     return run(repeat=options.repeat, quick=options.quick)
 
