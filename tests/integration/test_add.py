@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -462,8 +464,68 @@ def test_the_test_helpers_find_pending_and_written_events(engine: Engine) -> Non
         assert session.new, "looking flushes nothing"
         assert testing.assert_added(session, "mail", user_id=1).payload["extra"] is True
         for name, payload in (("mail", {}), ("mail", {"user_id": 3}), ("other", {}), ("mail", {"missing": None})):
-            with pytest.raises(AssertionError, match="added were"):
+            with pytest.raises(AssertionError, match="added in this transaction:\n  mail "):
                 testing.assert_added(session, name, **payload)
+
+
+def test_the_test_helpers_say_what_was_added_instead(engine: Engine) -> None:
+    with Session(engine) as session:
+        with pytest.raises(AssertionError) as failure:
+            testing.assert_added(session, "mail", user_id=1)
+        assert str(failure.value) == (
+            "expected one event 'mail' with {'user_id': 1}, found 0; added in this transaction: nothing"
+        )
+        outbox.add(session, "mail", user_id=2, text="x" * 1000)
+        session.flush()
+        outbox.add_many(session, "ping", [{}] * 30)
+        with pytest.raises(AssertionError) as failure:
+            testing.assert_added(session, "mail", user_id=1)
+        head, mail, *pings, rest = str(failure.value).splitlines()
+        assert head == "expected one event 'mail' with {'user_id': 1}, found 0; added in this transaction:"
+        assert mail.startswith('  mail {"user_id":2,"text":"xxx')
+        assert (len(mail), mail[-1]) == (207, "…")
+        assert (len(pings), set(pings), rest) == (19, {"  ping {}"}, "  … and 11 more")
+
+
+def test_an_event_that_must_not_be_there_is_named(engine: Engine) -> None:
+    with Session(engine) as session:
+        outbox.add(session, "mail", user_id=1)
+        testing.assert_not_added(session, "other")
+        testing.assert_not_added(session, "mail", user_id=2)
+        with pytest.raises(AssertionError, match=r"expected no event 'mail', found 1;[^}]*\n  mail {\"user_id\":1}"):
+            testing.assert_not_added(session, "mail")
+
+
+def test_asserted_values_are_given_as_they_are_added(engine: Engine) -> None:
+    values: dict[str, Any] = {"at": datetime(2026, 1, 2, tzinfo=UTC), "id": uuid4(), "cents": Decimal("1.10")}
+    with Session(engine) as session:
+        event = outbox.add(session, "mail", **values)
+        assert testing.assert_added(session, "mail", **values).id == event.id
+        testing.assert_not_added(session, "mail", cents=Decimal("1.11"))
+
+
+def test_asynchronous_sessions_and_connections_are_asked_by_awaiting(database_url: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(driver_url(database_url))
+        async with AsyncSession(engine) as session:
+            outbox.add(session, "written", n=1)
+            await session.flush()
+            outbox.add(session, "waiting", n=2)
+            assert [each.name for each in await testing.added(session)] == ["written", "waiting"]
+            assert (await testing.assert_added(session, "waiting", n=2)).payload == {"n": 2}
+            await testing.assert_not_added(session, "waiting", n=3)
+            with pytest.raises(AssertionError, match="written"):
+                await testing.assert_not_added(session, "written")
+        scoped = async_scoped_session(lambda: AsyncSession(engine), asyncio.current_task)
+        outbox.add(scoped, "scoped")
+        await testing.assert_added(scoped, "scoped")
+        await scoped.remove()
+        async with engine.connect() as connection:
+            await connection.execute(outbox.insert("stated"))
+            await testing.assert_added(connection, "stated")
+        await engine.dispose()
+
+    asyncio.run(run())
 
 
 def test_a_bind_given_by_a_custom_session_is_used(engine: Engine) -> None:
