@@ -12,18 +12,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
 import pytest
 
 from console.servers import Postgres, Redis
-from outbox import migrations
 from outbox.settings import Settings
+from outbox_testing import servers
+from outbox_testing.servers import scratch_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,32 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for share in shares for item in share]
 
 
-MEMORY = Path("/dev/shm")
-ROOM = 2 << 30
-"""Bytes that servers' data must find free in memory."""
-
-
-def place_for_data() -> Path:
-    """Memory, where programs may be run from it; else the folder for temporary files.
-
-    Every test's database is some hundred new files where another one's were just deleted, which takes a file system on
-    a disk several times as long as it takes PostgreSQL.
-    """
-    try:
-        facts = os.statvfs(MEMORY)
-    except OSError:
-        return Path(tempfile.gettempdir())
-    usable = os.access(MEMORY, os.W_OK | os.X_OK) and not facts.f_flag & os.ST_NOEXEC
-    return MEMORY if usable and facts.f_bavail * facts.f_frsize >= ROOM else Path(tempfile.gettempdir())
-
-
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
     """A short path, for unix sockets, that servers' unprivileged users may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="obx-", dir=place_for_data()))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder() as folder:
+        yield folder
 
 
 def make_postgres(folder: Path, **options: object) -> Postgres:
@@ -100,41 +77,38 @@ def postgres_url(scratch: Path) -> Iterator[str]:
         yield server.url()
 
 
-def other_database(url: str, name: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-
-
 @pytest.fixture(scope="session")
 def template(postgres_url: str) -> Iterator[str]:
     """A migrated database that nobody is connected to."""
-    name = f"outbox_template_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        migrations.apply(other_database(postgres_url, name))
+    with servers.template(postgres_url) as name:
         yield name
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
     """A migrated database of this test's own, as a libpq URL."""
-    name = f"outbox_test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield other_database(postgres_url, name)
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with servers.database(postgres_url, template) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Iterator[str]:
     """A database without our schema."""
-    name = f"outbox_empty_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-    yield other_database(postgres_url, name)
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with servers.database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def outbox_postgres_url(postgres_url: str) -> str:
+    """Our fixtures for users' suites, on the version that this run tests against."""
+    return postgres_url
+
+
+@pytest.fixture(scope="session")
+def outbox_redis_url(scratch: Path) -> Iterator[str]:
+    """The same for Redis."""
+    with make_redis(scratch / "redis-shared") as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ class Worker:
     # Upkeep
 
     async def refresh(self) -> None:
-        """Read where our handlers stand."""
+        """Read where our handlers stand, and when their retries are due."""
         rows = await self._databases[2].fetch("refresh", {"handlers": list(self._lanes)})
         now = asyncio.get_running_loop().time()
         for name, attached, tick, seq, paused, due_in in rows:
@@ -279,12 +279,12 @@ class Worker:
                 for source in self._sources:
                     source.ready = source.ready or source.lane is lane
                 self._changed()
+        self._retries.wake()
 
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH)
             await self.refresh()
-            self._retries.wake()
 
     async def _keep_seen(self, control: Database) -> None:
         while True:

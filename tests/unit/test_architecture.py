@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAP = (ROOT / "ARCHITECTURE.md").read_text()
 README = (ROOT / "README.md").read_text()
-PACKAGES = ("outbox", "relay", "workers", "console")
+PACKAGES = ("outbox", "relay", "workers", "console", "outbox_testing")
 FOLDERS = sorted({file.parent for package in PACKAGES for file in (ROOT / package).rglob("*.py")})
 
 

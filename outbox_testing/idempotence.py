@@ -1,0 +1,136 @@
+"""Whether a handler that runs again changes what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from copy import deepcopy
+from dataclasses import replace
+from pprint import pformat
+from typing import Any
+
+from outbox.event import Event
+from outbox.settings import Settings
+from outbox_testing import inline
+from workers.app import App
+from workers.errors import SupersededError
+from workers.handler import Handler
+from workers.outcome import DONE
+
+
+async def assert_idempotent(
+    app: App,
+    handler: str,
+    payload: object = None,
+    /,
+    *,
+    state: Callable[[], Any] | Callable[[], Awaitable[Any]],
+    database: Settings | str | None = None,
+) -> None:
+    """AssertionError when a handler that gets one event more than once does more than once what matters.
+
+    `state` reads what matters, and is called after each run: a query, the mails that were sent. It may be a coroutine
+    function. What it returns is compared by `==`.
+
+    A transactional handler is run four times on the same event. Twice it dies before the COMMIT: the function has
+    returned and its changes are flushed, then the transaction is broken off. The second time must change nothing: what
+    does was done outside of the transaction. Then it runs to its end, and again, as by another worker that had the
+    event too: that must change nothing either. A plain handler has nothing that could be broken off: a death leaves
+    what it did, and its second run, which is what follows, must change nothing.
+
+    Arguments otherwise as for `run`. A run that should work and does not is an AssertionError with its outcome.
+
+    >>> await assert_idempotent(app, "send_email", {"user_id": 7}, state=lambda: list(mailbox), database=url)
+    """
+    found, event = inline.find(app, handler), inline.as_event(app, handler, payload)
+    where = inline.settings(database)
+    if found.transactional:
+        await _broken_off(found, event, where)
+        first = await _read(state)
+        await _broken_off(found, event, where)
+        _compare(
+            first,
+            await _read(state),
+            f"handler {found.name!r} is not idempotent: after a death before the COMMIT the next attempt "
+            "repeated what it does outside of its transaction (pass the event's id on as idempotency key)",
+        )
+    outcome = await inline.perform(found, event, where)
+    if outcome != DONE:
+        raise AssertionError(f"handler {found.name!r} did not work: {outcome}")
+    first = await _read(state)
+    try:
+        outcome = await inline.perform(found, event, where)
+    except SupersededError:
+        outcome = DONE
+    _compare(first, await _read(state), f"handler {found.name!r} is not idempotent: the second run changed the state")
+    if outcome != DONE:
+        raise AssertionError(f"handler {found.name!r} did not work when the same event came again: {outcome}")
+
+
+def assert_idempotent_sync(
+    app: App,
+    handler: str,
+    payload: object = None,
+    /,
+    *,
+    state: Callable[[], Any],
+    database: Settings | str | None = None,
+) -> None:
+    """`assert_idempotent` for tests without an event loop.
+
+    >>> assert_idempotent_sync(app, "send_email", {"user_id": 7}, state=lambda: list(mailbox), database=url)
+    """
+    asyncio.run(assert_idempotent(app, handler, payload, state=state, database=database))
+
+
+class _Death(BaseException):
+    """What stands for the end of the process; nothing catches it by accident."""
+
+
+async def _broken_off(handler: Handler, event: Event, where: Settings | None) -> None:
+    """Run the function and flush its session, then break the transaction off."""
+    reached = False
+
+    def dying(handler: Handler) -> Handler:
+        function = handler.function
+
+        @functools.wraps(function)
+        async def die(**arguments: Any) -> None:
+            nonlocal reached
+            await function(**arguments)
+            await arguments[handler.binding.injected["async_session"]].flush()
+            reached = True
+            raise _Death
+
+        @functools.wraps(function)
+        def die_in_thread(**arguments: Any) -> None:
+            nonlocal reached
+            function(**arguments)
+            arguments[handler.binding.injected["session"]].flush()
+            reached = True
+            raise _Death
+
+        return replace(handler, function=die if handler.asynchronous else die_in_thread)
+
+    outcome = await inline.perform(handler, event, where, around=dying)
+    if not reached:
+        raise AssertionError(f"handler {handler.name!r} did not work: {outcome}")
+
+
+async def _read(state: Callable[[], Any]) -> Any:
+    value = state()
+    if inspect.isawaitable(value):
+        value = await value
+    # It may be the very list that the next run appends to.
+    return deepcopy(value)
+
+
+def _compare(before: Any, after: Any, problem: str) -> None:
+    if before != after:
+        raise AssertionError(f"{problem}\n  before: {_shown(before)}\n  after:  {_shown(after)}")
+
+
+def _shown(value: Any) -> str:
+    return pformat(value, width=100).replace("\n", "\n          ")

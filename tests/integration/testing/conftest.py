@@ -1,0 +1,49 @@
+"""The servers that this run tests against, as the plugin's fixtures give them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+import outbox
+
+Db = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def db(outbox_database_url: str) -> Any:
+    with psycopg.connect(outbox_database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE effect (handler text, n int)")
+        yield connection
+
+
+@pytest.fixture
+def add(outbox_database_url: str) -> Callable[..., None]:
+    """Add events, each in a transaction of its own: `add("ordered", n=1)`."""
+    engine = create_engine(outbox_database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+
+    def write(name: str, **payload: Any) -> None:
+        with Session(engine) as session:
+            outbox.add(session, name, **payload)
+            session.commit()
+        engine.dispose()
+
+    return write
+
+
+@pytest.fixture(params=["async", "sync"])
+def finish(request: pytest.FixtureRequest) -> Any:
+    """Both ways to call a helper: `finish(run, run_sync)(app, …)`."""
+
+    def choose(asynchronous: Callable[..., Coroutine[Any, Any, Any]], synchronous: Callable[..., Any]) -> Any:
+        if request.param == "sync":
+            return synchronous
+        return lambda *args, **options: asyncio.run(asynchronous(*args, **options))
+
+    return choose

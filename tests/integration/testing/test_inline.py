@@ -1,0 +1,224 @@
+"""A handler run on one event in the test's process ends as it would in a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import outbox
+from outbox.settings import Settings
+from outbox_testing import run, run_sync
+from workers import App, Backoff, Context, Event, Reject, RetryLater, Snooze
+from workers.errors import SupersededError
+from workers.outcome import Dead, Done, Retry, Snoozed
+
+Db = psycopg.Connection[Any]
+
+
+def rows(db: Db, query: str) -> list[Any]:
+    return db.execute(query.encode()).fetchall()
+
+
+def test_a_plain_handler_gets_what_a_worker_gives_it_and_needs_no_server(finish: Any) -> None:
+    app = App(prefix="shop")
+    seen: list[Any] = []
+
+    @app.handler("mail", max_attempts=3)
+    async def send(user_id: int, event: Event, context: Context, note: str = "none") -> None:
+        seen.append((user_id, note, event.name, event.payload, context.attempt, context.max_attempts, context.handler))
+        assert isinstance(event.id, UUID)
+        assert event.created_at is not None
+
+    assert finish(run, run_sync)(app, "send", {"user_id": 7}, attempt=2) == Done()
+    assert seen == [(7, "none", "mail", {"user_id": 7}, 2, 3, "shop.send")]
+
+
+def test_a_def_handler_runs_in_a_thread(finish: Any) -> None:
+    app = App()
+    threads: list[threading.Thread] = []
+
+    @app.handler("mail")
+    def send() -> None:
+        threads.append(threading.current_thread())
+
+    assert finish(run, run_sync)(app, "send") == Done()
+    assert threads[0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RetryLater(60, "closed"), Retry),
+        (Snooze(5), Snoozed),
+        (Reject("no such user"), Dead),
+        (ValueError("no"), Retry),
+    ],
+)
+def test_what_a_handler_raises_is_judged(error: Exception, outcome: type) -> None:
+    app = App()
+
+    @app.handler("mail")
+    async def send() -> None:
+        raise error
+
+    assert isinstance(run_sync(app, "send"), outcome)
+
+
+def test_the_backoff_and_the_last_attempt_count() -> None:
+    app = App()
+
+    @app.handler("mail", max_attempts=3, backoff=Backoff(initial=2, jitter=0))
+    async def send() -> None:
+        raise ValueError("no")
+
+    first, last = run_sync(app, "send"), run_sync(app, "send", attempt=3)
+    assert isinstance(first, Retry)
+    assert first.delay == 2
+    assert "ValueError: no" in first.error
+    assert isinstance(last, Dead)
+
+
+def test_a_payload_that_does_not_fit_names_the_field() -> None:
+    app = App()
+
+    @app.handler("mail")
+    async def send(user_id: int) -> None: ...
+
+    outcome = run_sync(app, "send", {"user_id": "seven"})
+    assert isinstance(outcome, Retry)
+    assert "'user_id'" in outcome.error
+    with pytest.raises(outbox.PayloadError):
+        run_sync(app, "send", {"user_id": object()})
+
+
+def test_a_run_that_takes_too_long_is_interrupted() -> None:
+    app = App()
+
+    @app.handler("mail", timeout=0.05)
+    async def send() -> None:
+        await asyncio.sleep(60)
+
+    @app.handler("mail", timeout=0.05)
+    def send_in_thread() -> None:
+        while True:
+            time.sleep(0.001)
+
+    for name in ("send", "send_in_thread"):
+        outcome = run_sync(app, name)
+        assert isinstance(outcome, Retry)
+        assert "timed out after 0.05 s" in outcome.error
+
+
+def test_a_run_is_interrupted_when_the_test_is() -> None:
+    app = App()
+    states: list[str] = []
+
+    @app.handler("mail")
+    async def send() -> None:
+        states.append("began")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            states.append("ended")
+
+    async def main() -> None:
+        running = asyncio.create_task(run(app, "send"))
+        while not states:
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert states == ["began", "ended"]
+
+    asyncio.run(main())
+
+
+def test_a_handler_is_found_by_its_name_or_by_an_event_that_has_no_other() -> None:
+    app = App()
+
+    @app.handler("signed_up")
+    async def send() -> None: ...
+
+    assert run_sync(app, "signed_up") == Done()
+
+    @app.handler("signed_up")
+    async def award() -> None: ...
+
+    with pytest.raises(outbox.ConfigurationError, match="has the handlers 'send' and 'award': say which one"):
+        run_sync(app, "signed_up")
+    with pytest.raises(outbox.ConfigurationError, match=r"no handler 'sned'.* it has award, send"):
+        run_sync(app, "sned")
+
+
+def transactional(asynchronous: bool) -> App:
+    app = App()
+    if asynchronous:
+
+        @app.handler("ordered")
+        async def bill(n: int, session: AsyncSession, event: Event) -> None:
+            await session.execute(text("INSERT INTO effect VALUES ('bill', :n)"), {"n": n})
+            outbox.add(session, "billed", n=n)
+            if n < 0:
+                raise ValueError("negative")
+    else:
+
+        @app.handler("ordered")
+        def bill(n: int, session: Session, event: Event) -> None:
+            session.execute(text("INSERT INTO effect VALUES ('bill', :n)"), {"n": n})
+            outbox.add(session, "billed", n=n)
+            if n < 0:
+                raise ValueError("negative")
+
+    return app
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["AsyncSession", "Session"])
+@pytest.mark.parametrize("kind", ["settings", "url"])
+def test_effects_follow_up_events_and_the_delivery_commit_together(
+    outbox_settings: Settings, outbox_database_url: str, db: Db, asynchronous: bool, kind: str, finish: Any
+) -> None:
+    app = transactional(asynchronous)
+    database = outbox_settings if kind == "settings" else outbox_database_url
+    assert finish(run, run_sync)(app, "bill", {"n": 1}, database=database) == Done()
+    assert rows(db, "SELECT * FROM effect") == [("bill", 1)]
+    assert rows(db, "SELECT name, payload FROM outbox.event") == [("billed", {"n": 1})]
+    assert rows(db, "SELECT handler, state, attempts FROM outbox.delivery") == [("bill", "done", 1)]
+    assert isinstance(finish(run, run_sync)(app, "bill", {"n": -1}, database=database), Retry)
+    for table, count in (("effect", 1), ("outbox.event", 1), ("outbox.delivery", 1)):
+        assert rows(db, f"SELECT count(*) FROM {table}") == [(count,)]
+
+
+def test_the_same_event_again_is_superseded_and_rolled_back(outbox_database_url: str, db: Db) -> None:
+    app = transactional(True)
+
+    async def main() -> None:
+        engine = create_async_engine(outbox_database_url.replace("postgresql:", "postgresql+psycopg:", 1))
+        async with AsyncSession(engine) as session:
+            event = outbox.add(session, "ordered", n=1)
+            stored = await outbox.testing.assert_added(session, "ordered")
+        await engine.dispose()
+        await run(app, "bill", event, database=outbox_database_url)
+        for again in (event, stored):
+            assert again.id == event.id
+            with pytest.raises(SupersededError):
+                await run(app, "bill", again, database=outbox_database_url)
+
+    asyncio.run(main())
+    assert rows(db, "SELECT * FROM effect") == [("bill", 1)]
+
+
+def test_a_transactional_handler_without_a_database_is_told_what_to_pass(
+    outbox_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_DATABASE_URL", outbox_database_url)
+    with pytest.raises(outbox.ConfigurationError, match="'bill' is transactional: pass database="):
+        run_sync(transactional(True), "bill", {"n": 1})
