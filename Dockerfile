@@ -8,9 +8,10 @@ COPY outbox outbox
 COPY relay relay
 COPY workers workers
 COPY console console
+COPY outbox_testing outbox_testing
 # Part of the package too: the demo plays with the example shop.
 COPY examples examples
-RUN pip install --no-cache-dir '.[cli,fastapi]' 'uvicorn>=0.30' && rm -rf outbox relay workers console
+RUN pip install --no-cache-dir '.[cli,fastapi]' 'uvicorn>=0.30' && rm -rf outbox relay workers console outbox_testing
 
 WORKDIR /srv/examples
 USER outbox

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pprint import pformat
 from typing import Any
 
-from outbox.event import Event
 from outbox.settings import Settings
 from outbox_testing import inline
 from workers.app import App
 from workers.errors import SupersededError
 from workers.handler import Handler
-from workers.outcome import DONE
+from workers.outcome import DONE, Outcome
 
 
 async def assert_idempotent(
@@ -28,6 +27,7 @@ async def assert_idempotent(
     *,
     state: Callable[[], Any] | Callable[[], Awaitable[Any]],
     database: Settings | str | None = None,
+    resources: Mapping[Any, Any] | None = None,
 ) -> None:
     """AssertionError when a handler that gets one event more than once does more than once what matters.
 
@@ -44,24 +44,28 @@ async def assert_idempotent(
 
     >>> await assert_idempotent(app, "send_email", {"user_id": 7}, state=lambda: list(mailbox), database=url)
     """
-    found, event = inline.find(app, handler), inline.as_event(app, handler, payload)
-    where = inline.settings(database)
+    found = inline.find(app, handler)
+    event, where = inline.as_event(found, payload), inline.settings(database)
+
+    async def attempt(handler: Handler) -> Outcome:
+        return await inline.perform(app, handler, event, where, resources=resources)
+
     if found.transactional:
-        await _broken_off(found, event, where)
+        await _broken_off(found, attempt)
         first = await _read(state)
-        await _broken_off(found, event, where)
+        await _broken_off(found, attempt)
         _compare(
             first,
             await _read(state),
             f"handler {found.name!r} is not idempotent: after a death before the COMMIT the next attempt "
             "repeated what it does outside of its transaction (pass the event's id on as idempotency key)",
         )
-    outcome = await inline.perform(found, event, where)
+    outcome = await attempt(found)
     if outcome != DONE:
         raise AssertionError(f"handler {found.name!r} did not work: {outcome}")
     first = await _read(state)
     try:
-        outcome = await inline.perform(found, event, where)
+        outcome = await attempt(found)
     except SupersededError:
         outcome = DONE
     _compare(first, await _read(state), f"handler {found.name!r} is not idempotent: the second run changed the state")
@@ -77,44 +81,40 @@ def assert_idempotent_sync(
     *,
     state: Callable[[], Any],
     database: Settings | str | None = None,
+    resources: Mapping[Any, Any] | None = None,
 ) -> None:
     """`assert_idempotent` for tests without an event loop.
 
     >>> assert_idempotent_sync(app, "send_email", {"user_id": 7}, state=lambda: list(mailbox), database=url)
     """
-    asyncio.run(assert_idempotent(app, handler, payload, state=state, database=database))
+    asyncio.run(assert_idempotent(app, handler, payload, state=state, database=database, resources=resources))
 
 
 class _Death(BaseException):
     """What stands for the end of the process; nothing catches it by accident."""
 
 
-async def _broken_off(handler: Handler, event: Event, where: Settings | None) -> None:
+async def _broken_off(handler: Handler, attempt: Callable[[Handler], Awaitable[Outcome]]) -> None:
     """Run the function and flush its session, then break the transaction off."""
     reached = False
 
-    def dying(handler: Handler) -> Handler:
-        function = handler.function
+    @functools.wraps(handler.function)
+    async def die(**arguments: Any) -> None:
+        nonlocal reached
+        await handler.function(**arguments)
+        await arguments[handler.binding.injected["async_session"]].flush()
+        reached = True
+        raise _Death
 
-        @functools.wraps(function)
-        async def die(**arguments: Any) -> None:
-            nonlocal reached
-            await function(**arguments)
-            await arguments[handler.binding.injected["async_session"]].flush()
-            reached = True
-            raise _Death
+    @functools.wraps(handler.function)
+    def die_in_thread(**arguments: Any) -> None:
+        nonlocal reached
+        handler.function(**arguments)
+        arguments[handler.binding.injected["session"]].flush()
+        reached = True
+        raise _Death
 
-        @functools.wraps(function)
-        def die_in_thread(**arguments: Any) -> None:
-            nonlocal reached
-            function(**arguments)
-            arguments[handler.binding.injected["session"]].flush()
-            reached = True
-            raise _Death
-
-        return replace(handler, function=die if handler.asynchronous else die_in_thread)
-
-    outcome = await inline.perform(handler, event, where, around=dying)
+    outcome = await attempt(replace(handler, function=die if handler.asynchronous else die_in_thread))
     if not reached:
         raise AssertionError(f"handler {handler.name!r} did not work: {outcome}")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import structlog
 from uuid_utils.compat import uuid7
@@ -22,7 +23,9 @@ from workers.execution import Execution
 from workers.handler import Handler
 from workers.job import Job
 from workers.lane import ABANDON_AFTER, Lane
+from workers.lifespan import Lifespan
 from workers.outcome import DONE, Outcome
+from workers.resources import shown
 
 
 async def run(
@@ -33,6 +36,7 @@ async def run(
     *,
     database: Settings | str | None = None,
     attempt: int = 1,
+    resources: Mapping[Any, Any] | None = None,
 ) -> Outcome:
     """Run a handler on an event, as a worker would, and return the attempt's outcome.
 
@@ -48,6 +52,7 @@ async def run(
             `Event`, to be given the same one again.
         database: the migrated database of a transactional handler, as a URL or as settings.
         attempt: which attempt it is; at the handler's `max_attempts` a failure is `Dead`.
+        resources: values by their types, to stand in for what the app's lifespan gives; it is not entered then.
 
     Returns `Done`, `Retry`, `Snoozed` or `Dead`. Raises `ConfigurationError` when there is no such handler or no
     database, `PayloadError` for what could not be added, and `SupersededError` when a transactional handler's event has
@@ -55,7 +60,8 @@ async def run(
 
     >>> assert await run(app, "send_email", {"user_id": 7}, database=url) == Done()
     """
-    return await perform(find(app, handler), as_event(app, handler, payload), settings(database), attempt=attempt)
+    found = find(app, handler)
+    return await perform(app, found, as_event(found, payload), settings(database), attempt=attempt, resources=resources)
 
 
 def run_sync(
@@ -66,12 +72,13 @@ def run_sync(
     *,
     database: Settings | str | None = None,
     attempt: int = 1,
+    resources: Mapping[Any, Any] | None = None,
 ) -> Outcome:
     """`run` for tests without an event loop.
 
     >>> assert run_sync(app, "send_email", {"user_id": 7}) == Done()
     """
-    return asyncio.run(run(app, handler, payload, database=database, attempt=attempt))
+    return asyncio.run(run(app, handler, payload, database=database, attempt=attempt, resources=resources))
 
 
 def find(app: App, name: str) -> Handler:
@@ -89,11 +96,11 @@ def find(app: App, name: str) -> Handler:
     raise ConfigurationError(f"the app has no handler {name!r}, and none of an event of this name; it has {known}")
 
 
-def as_event(app: App, name: str, payload: object) -> Event:
+def as_event(handler: Handler, payload: object) -> Event:
     """The event to run a handler on: the one that is given, or a new one with this payload."""
     if isinstance(payload, Event):
         return payload
-    return Event(uuid7(), find(app, name).event_name, encode({} if payload is None else payload))
+    return Event(uuid7(), handler.event_name, encode({} if payload is None else payload))
 
 
 def settings(database: Settings | str | None) -> Settings | None:
@@ -104,21 +111,51 @@ def settings(database: Settings | str | None) -> Settings | None:
 
 
 async def perform(
+    app: App,
     handler: Handler,
     event: Event,
     where: Settings | None,
     *,
     attempt: int = 1,
-    around: Callable[[Handler], Handler] = lambda handler: handler,
+    resources: Mapping[Any, Any] | None = None,
 ) -> Outcome:
-    """One attempt of a handler. `around` may change how it is called."""
+    """One attempt of a handler, which may be changed from what the app has, with the app's resources or these."""
     if handler.transactional and where is None:
         raise ConfigurationError(f"handler {handler.name!r} is transactional: pass database=, a URL or settings")
     stand_in = where or Settings(database_url=None, _env_file=None)
     log = structlog.get_logger()
     # Used to look an outcome up when the reply to a COMMIT was lost; it connects when it is asked.
     database = Database(stand_in.libpq_url() if where else "", stand_in.schema_name, asyncio.Event(), log)
-    execution = Execution(around(handler), stand_in, database, 1, log)
+    try:
+        async with _resources(app, handler, resources) as given:
+            return await _attempt(handler, Execution(handler, stand_in, database, 1, log, given), event, attempt, log)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _resources(app: App, handler: Handler, instead: Mapping[Any, Any] | None) -> AsyncIterator[Mapping[Any, Any]]:
+    """What the app's lifespan gives while it lasts, or what is given in its place."""
+    asked = [(handler.name, parameter, kind) for parameter, kind in handler.binding.resources.items()]
+    if instead is not None:
+        for _, parameter, kind in asked:
+            if kind not in instead:
+                raise ConfigurationError(
+                    f"handler {handler.name!r} asks for {shown(kind)} (parameter {parameter!r}): resources= has none"
+                )
+        yield instead
+        return
+    lifespan = Lifespan(app, structlog.get_logger())
+    value = await lifespan.enter()
+    try:
+        yield app.resources.taken(value, asked)
+    finally:
+        await lifespan.leave()
+    if lifespan.task is not None and lifespan.task.done() and not lifespan.task.cancelled():
+        lifespan.task.result()
+
+
+async def _attempt(handler: Handler, execution: Execution, event: Event, attempt: int, log: Any) -> Outcome:
     superseded: list[SupersededError] = []
 
     async def call(job: Job) -> bool:
@@ -139,7 +176,6 @@ async def perform(
         if lane.interrupt_all() and job.task is not None:
             await asyncio.wait({job.task}, timeout=ABANDON_AFTER)
         await execution.close()
-        await database.close()
     if superseded:
         raise superseded[0]
     return DONE if outcome is None else outcome

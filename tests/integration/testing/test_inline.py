@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from sqlalchemy.orm import Session
 
 import outbox
 from outbox.settings import Settings
-from outbox_testing import run, run_sync
+from outbox_testing import assert_idempotent_sync, run, run_sync
 from workers import App, Backoff, Context, Event, Reject, RetryLater, Snooze
 from workers.errors import SupersededError
 from workers.outcome import Dead, Done, Retry, Snoozed
@@ -222,3 +224,58 @@ def test_a_transactional_handler_without_a_database_is_told_what_to_pass(
     monkeypatch.setenv("OUTBOX_DATABASE_URL", outbox_database_url)
     with pytest.raises(outbox.ConfigurationError, match="'bill' is transactional: pass database="):
         run_sync(transactional(True), "bill", {"n": 1})
+
+
+class Bank:
+    def __init__(self) -> None:
+        self.charged: list[int] = []
+
+
+def with_bank(bank: Bank, states: list[str]) -> App:
+    @asynccontextmanager
+    async def lifespan(app: App) -> AsyncIterator[Bank]:
+        states.append("entered")
+        yield bank
+        states.append("left")
+
+    app = App(lifespan=lifespan)
+
+    @app.handler("ordered")
+    async def charge(cents: int, bank: Bank) -> None:
+        assert states[-1:] != ["left"]
+        bank.charged.append(cents)
+
+    return app
+
+
+def test_a_handler_is_given_what_the_apps_lifespan_gives(finish: Any) -> None:
+    bank, states = Bank(), list[str]()
+    app = with_bank(bank, states)
+    assert finish(run, run_sync)(app, "charge", {"cents": 5}) == Done()
+    assert (bank.charged, states) == ([5], ["entered", "left"])
+
+
+def test_resources_of_the_tests_own_stand_in_for_the_lifespans(finish: Any) -> None:
+    states: list[str] = []
+    app, mine = with_bank(Bank(), states), Bank()
+    assert finish(run, run_sync)(app, "charge", {"cents": 5}, resources={Bank: mine}) == Done()
+    assert (mine.charged, states) == ([5], [])
+    with pytest.raises(outbox.ConfigurationError, match=r"asks for Bank \(parameter 'bank'\): resources= has none"):
+        run_sync(app, "charge", {"cents": 5}, resources={})
+    with pytest.raises(AssertionError, match=r"before: \[5, 5\]\n  after:  \[5, 5, 5\]"):
+        assert_idempotent_sync(app, "charge", {"cents": 5}, state=lambda: mine.charged, resources={Bank: mine})
+
+
+def test_a_lifespan_that_fails_fails_the_test() -> None:
+    @asynccontextmanager
+    async def lifespan(app: App) -> AsyncIterator[Bank]:
+        yield Bank()
+        raise LookupError("not closed")
+
+    app = App(lifespan=lifespan)
+
+    @app.handler("ordered")
+    async def charge(bank: Bank) -> None: ...
+
+    with pytest.raises(LookupError, match="not closed"):
+        run_sync(app, "charge")
