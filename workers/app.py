@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from outbox.errors import ConfigurationError, PayloadError
 from outbox.names import check_name
+from workers import batch as batches
 from workers import binding, resources
 from workers.backoff import Backoff
 from workers.errors import HandlerError
@@ -67,6 +68,8 @@ class App:
         concurrency: int | None = None,
         pool: Literal["process"] | None = None,
         start: Start | None = None,
+        batch: int | None = None,
+        batch_wait: float | None = None,
     ) -> Callable[[Function], Function]:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
@@ -83,6 +86,14 @@ class App:
         added after it was first registered, an aware datetime with what was added from then on, and with the rest of
         the relay's batch that this falls into. By default the first handler of an event name begins at the beginning
         and later ones now. A handler that is known goes on where it is.
+
+        With `batch` one run takes up to so many events, at most 1,000, as a parameter annotated `list[Event]`. It waits
+        for more until `batch_wait` seconds (0.05 by default, at most 60) after the first of them came, and `timeout`,
+        `concurrency` are those of a batch. The outcomes of a transactional batch commit with it. When the handler
+        raises, the halves of the batch are run in its place, until the bad events are alone; only those cost an
+        attempt. It may return an outcome for each event instead: a list in their order or a dict by `event.id`, with
+        None for done and an exception for what failed. Events that failed that way are recorded in the same transaction
+        as the others.
 
         Raises `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate
         name.
@@ -114,6 +125,7 @@ class App:
             compiled = binding.compile(function, full, namespace, self.resources)
             if pool is not None:
                 check_injected(compiled)
+            batches.check(full, compiled, batch, batch_wait, pool)
             self._handlers[full] = Handler(
                 name=full,
                 event_name=event_name,
@@ -125,6 +137,8 @@ class App:
                 concurrency=concurrency,
                 pool=pool,
                 start_at=start_at,
+                batch=batch,
+                batch_wait=batch_wait,
             )
             return function
 

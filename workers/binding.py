@@ -27,7 +27,13 @@ from workers.context import Context
 from workers.errors import HandlerError, PayloadMismatchError
 from workers.resources import Resources, shown
 
-INJECTABLE = {Event: "event", AsyncSession: "async_session", Session: "session", Context: "context"}
+INJECTABLE: dict[Any, str] = {
+    Event: "event",
+    list[Event]: "events",
+    AsyncSession: "async_session",
+    Session: "session",
+    Context: "context",
+}
 
 NO_RESOURCES = Resources()
 

@@ -100,20 +100,14 @@ class Recorder:
         if finished:
             await self._database.fetch("finish_done", keys(finished) | leases(finished))
         if failed:
-            await self._database.fetch("retry", _first_failures(failed))
+            await self._database.fetch("retry", first_failures(failed))
         if failed_again:
-            await self._database.fetch("finish_retry", _failures(failed_again))
+            await self._database.fetch("finish_retry", failures(failed_again))
 
     async def bury(self, job: Job, error: str, *, cost: int = 1) -> None:
         """Make a delivery dead, with its dead letter."""
-        facts = {
-            "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "name": job.name,
-            "key": job.key or None, "payload": job.payload or "null", "headers": job.headers or None,
-        }  # fmt: skip
-        if job.lease is None:
-            await self._database.fetch("dead", facts)
-        else:
-            await self._database.fetch("finish_dead", facts | {"lease": job.lease, "cost": cost})
+        name, params = dead_letter(job, error, cost=cost)
+        await self._database.fetch(name, params)
 
     async def acknowledge_entries(self, entries: dict[Source, list[bytes]]) -> None:
         """XACK, however long Redis is away."""
@@ -143,6 +137,17 @@ def leases(jobs: list[Job]) -> dict[str, Any]:
     return {"leases": array([str(job.lease) for job in jobs])}
 
 
+def dead_letter(job: Job, error: str, *, cost: int = 1) -> tuple[str, dict[str, Any]]:
+    """The statement that makes a delivery dead, and its parameters; `cost` is what a retry's attempts grow by."""
+    facts = {
+        "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "name": job.name,
+        "key": job.key or None, "payload": job.payload or "null", "headers": job.headers or None,
+    }  # fmt: skip
+    if job.lease is None:
+        return "dead", facts
+    return "finish_dead", facts | {"lease": job.lease, "cost": cost}
+
+
 def given_back(jobs: list[Job], *, delay: float = 0.0) -> dict[str, Any]:
     """Parameters of `finish_retry` for leased retries that were not run, due again in `delay` seconds at no cost."""
     count = len(jobs)
@@ -153,7 +158,8 @@ def given_back(jobs: list[Job], *, delay: float = 0.0) -> dict[str, Any]:
     )
 
 
-def _first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+def first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+    """Parameters of `retry` for first attempts that failed or were put off."""
     return keys([job for job, _ in failed]) | {
         "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
         "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
@@ -162,7 +168,8 @@ def _first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]
     }
 
 
-def _failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+def failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
+    """Parameters of `finish_retry` for leased retries that failed or were put off once more."""
     jobs = [job for job, _ in failed]
     return (
         keys(jobs)

@@ -70,6 +70,16 @@ class SessionOwnedError(OutboxError):
     """A handler tried to end the transaction that the worker owns."""
 
 
+class BatchAnswerError(OutboxError):
+    """What a handler with `batch=` returned is no outcome for each of its events."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            "a batch handler returns None, or an outcome for each event: a list in their order or a dict by event.id, "
+            f"with workers.Done, an exception or None for each; {what}"
+        )
+
+
 class HandlerTimeoutError(OutboxError):
     """The attempt took longer than the handler's `timeout`."""
 

@@ -22,7 +22,7 @@ from workers.handler import Handler
 from workers.job import Job
 from workers.processes import Processes
 from workers.threads import Threads
-from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable
+from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable, write_outcome
 
 REPEATS = 10
 """How often a transaction that failed through no fault of the handler is tried again in place: for some 5 seconds."""
@@ -35,6 +35,8 @@ NONE_GIVEN: Mapping[Any, Any] = MappingProxyType({})
 
 class Execution:
     """Runs the attempts of one handler. Calling it gives True when the outcome is recorded already."""
+
+    _write = staticmethod(write_outcome)
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class Execution:
             target = self._engine.sync_engine
         else:
             target = self._engine = create_engine(url, **options)
-        record_on_commit(target, self._settings.schema_name)
+        record_on_commit(target, self._settings.schema_name, self._write)
         limit_idle(target, self.handler.timeout + IDLE_MARGIN)
 
     async def _transactional(self, job: Job) -> bool:

@@ -28,6 +28,10 @@ class Handler:
     concurrency: int | None = None
     pool: Literal["process"] | None = None
     """Where a `def` handler runs: None for threads."""
+    batch: int | None = None
+    """How many events one run takes at most; None: one event, without a list around it."""
+    batch_wait: float | None = None
+    """Seconds that a batch waits for more after its first event."""
     start_at: str | None = None
     """Where it begins when it is new, as a PostgreSQL timestamp; None leaves it to the relay."""
 

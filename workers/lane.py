@@ -66,6 +66,8 @@ class Lane:
         self.name = handler.name
         self.capacity = capacity
         self.window = capacity
+        self.least = capacity
+        """Deliveries that it may always hold, however large."""
         self.active: dict[str, Job] = {}
         self.attached = False
         self.paused = False
@@ -128,14 +130,16 @@ class Lane:
                 job = self._waiting.popleft()
             else:
                 return
-            if job.closed:
-                continue
-            job.deadline = self._loop.time() + self.handler.timeout
-            self._running[job] = None
-            # A context of its own: what one run sets must not reach the next.
-            job.task = self._loop.create_task(self._attempt(job), context=self._context.copy())
-            if self._timer is None:
-                self._timer = self._loop.call_at(job.deadline, self._expire)
+            if not job.closed:
+                self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        job.deadline = self._loop.time() + self.handler.timeout
+        self._running[job] = None
+        # A context of its own: what one run sets must not reach the next.
+        job.task = self._loop.create_task(self._attempt(job), context=self._context.copy())
+        if self._timer is None:
+            self._timer = self._loop.call_at(job.deadline, self._expire)
 
     # A run and its end
 
@@ -154,10 +158,16 @@ class Lane:
                 return
             outcome = self._judge(job, error)
         self._left(job)
+        self._end(job, outcome)
+        self._fill()
+
+    def _end(self, job: Job, outcome: Outcome | None) -> None:
         if not job.closed:
             job.closed = True
             self._recorder.add(job, outcome)
-        self._fill()
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        self._end(job, self._judge(job, error))
 
     def _left(self, job: Job) -> None:
         self._running.pop(job, None)
@@ -227,11 +237,9 @@ class Lane:
             job.ticket.abandon()
         self._log.error("handler.abandoned", event_id=job.event_id, cause=job.cause)
         if job.cause == "timeout" and not job.closed:
-            outcome = self._judge(
+            self._fail(
                 job, HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s and could not be interrupted")
             )
-            job.closed = True
-            self._recorder.add(job, outcome)
         job.closed = True
         self._fill()
 
@@ -251,7 +259,7 @@ class Lane:
         if self._measured is not None and self._measured[0] is job:
             seconds, self._measured = self._loop.time() - self._measured[1], None
             self.window = prefetch.next_window(
-                self.window, capacity=self.capacity, seconds=seconds, average_bytes=self.average_bytes
+                self.window, capacity=self.least, seconds=seconds, average_bytes=self.average_bytes
             )
         self._changed()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 import psycopg
@@ -22,7 +23,7 @@ _ADVICE = (
     "session.{what}(). For a part that may fail on its own use session.begin_nested(); to fail the attempt, raise"
 )
 
-_SUPERSEDED = "another worker recorded an outcome first"
+SUPERSEDED = "another worker recorded an outcome first"
 _JOB = "outbox.job"
 _DIRECT = "outbox.direct"
 
@@ -94,14 +95,17 @@ def limit_idle(engine: Engine, seconds: float) -> None:
             connection.exec_driver_sql(f"SET LOCAL {name} = {limit}")
 
 
-def record_on_commit(engine: Engine, schema: str) -> None:
-    """Let every COMMIT of `engine` be preceded by the row of the delivery that it ends, after whatever the handler and
-    its hooks still wrote."""
+Write = Callable[[Connection, Job, str], None]
+
+
+def record_on_commit(engine: Engine, schema: str, write: Write) -> None:
+    """Let every COMMIT of `engine` be preceded by the row of the delivery that it ends, as `write` writes it, after
+    whatever the handler and its hooks still wrote."""
 
     @hooks.listens_for(engine, "commit")
     def _record(connection: Connection) -> None:
         try:
-            _write_outcome(connection, connection.info.pop(_JOB), schema)
+            write(connection, connection.info.pop(_JOB), schema)
         except BaseException:
             # SQLAlchemy takes the transaction for ended: left open, it would be the next one's on this connection.
             try:
@@ -111,19 +115,25 @@ def record_on_commit(engine: Engine, schema: str) -> None:
             raise
 
 
-def _write_outcome(connection: Connection, job: Job, schema: str) -> None:
+def write_outcome(connection: Connection, job: Job, schema: str) -> None:
+    """The row of one delivery, as the end of its transaction. Raises `SupersededError`."""
     if job.lease is not None:
         finished = connection.exec_driver_sql(sql("finish_done", schema), keys([job]) | leases([job]))
         if not finished.fetchall():
-            raise SupersededError(_SUPERSEDED)
+            raise SupersededError(SUPERSEDED)
         return
+    commit_with(connection, _commit_done(job, schema), schema)
+
+
+def commit_with(connection: Connection, statement: str, schema: str) -> None:
+    """Send rows and COMMIT in one message. Raises `SupersededError`, and commits nothing, if a row is there already."""
     try:
-        connection.exec_driver_sql(_commit_done(job, schema), execution_options={"no_parameters": True})
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     except sqlalchemy.exc.IntegrityError as error:
         violated = getattr(error.orig, "diag", None)
         if violated is None or violated.schema_name != schema or not violated.table_name.startswith("delivery"):
             raise
-        raise SupersededError(_SUPERSEDED) from None
+        raise SupersededError(SUPERSEDED) from None
 
 
 def _commit_done(job: Job, schema: str) -> str:

@@ -19,6 +19,8 @@ from outbox.position import Position
 from outbox.settings import Settings
 from workers import link, registration
 from workers.app import App
+from workers.batch_execution import BatchExecution
+from workers.batch_lane import BatchLane
 from workers.consumer import Consumer
 from workers.database import Database
 from workers.delivery import Recorder
@@ -162,13 +164,14 @@ class Worker:
         return self._app.resources.taken(value, wanted)
 
     def _open_lane(self, handler: Handler, control: Database) -> None:
-        heavy = handler.transactional or not handler.asynchronous
+        heavy = handler.transactional or not handler.asynchronous or handler.batch is not None
         capacity = handler.concurrency or (max(1, min(20, self._concurrency // 10)) if heavy else self._concurrency)
         if handler.pool == "process" and handler.concurrency is None:
             capacity = min(capacity, os.cpu_count() or 1)
-        execution = Execution(handler, self._settings, control, capacity, self._log, self._resources)
+        make_execution, make_lane = (Execution, Lane) if handler.batch is None else (BatchExecution, BatchLane)
+        execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources)
         self._executions.append(execution)
-        lane = Lane(
+        lane = make_lane(
             handler, capacity=capacity, run=execution.run, recorder=self._recorder, changed=self._changed, log=self._log
         )
         self._lanes[handler.name] = lane

@@ -1,0 +1,113 @@
+"""Several deliveries that run as one: what a handler with `batch=` may ask for, and what its answer means. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from workers.binding import Binding
+from workers.errors import BatchAnswerError, HandlerError
+from workers.job import Job
+from workers.outcome import DONE, Done, Outcome
+
+LARGEST = 1000
+"""Events that one batch may have. They are held in memory, and recorded in one transaction."""
+
+LONGEST_WAIT = 60.0
+"""Seconds."""
+
+WAIT = 0.05
+"""Seconds that a batch waits for more when the handler does not say."""
+
+Decide = Callable[[Job, Any], Outcome]
+
+
+class Batch(Job):
+    """Deliveries of one handler that run as one. To its lane it is one run, with one deadline and one end; in logs it
+    goes by its first event."""
+
+    __slots__ = ("decide", "jobs", "outcomes", "settled")
+
+    def __init__(self, jobs: list[Job], decide: Decide) -> None:
+        first = jobs[0]
+        super().__init__(first.lane, first.event_id, first.at, first.name, first.key, "", "")
+        self.attempt = first.attempt
+        self.jobs = jobs
+        """What is to be done."""
+        self.settled: list[Job] = []
+        """What turned out to have an outcome already."""
+        self.decide = decide
+        self.outcomes: list[tuple[Job, Outcome]] = []
+        """What came of each, when the handler has returned."""
+
+    def answer(self, returned: object) -> None:
+        """Take what the handler returned. Raises `BatchAnswerError`."""
+        self.outcomes = [
+            (job, DONE if value is DONE else self.decide(job, value)) for job, value in answers(self.jobs, returned)
+        ]
+
+
+def halves(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    """A batch that failed, as the two that are tried in its place.
+
+    One bad event of n costs 2 * ceil(log2(n)) more runs until it is alone; n bad ones cost 2 * n - 2.
+    """
+    middle = (len(jobs) + 1) // 2
+    return jobs[:middle], jobs[middle:]
+
+
+def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
+    """What a handler says of each event: `DONE` or an exception.
+
+    It returns None when all went well, or one value for each event, in order or by event id. None stands for done, also
+    for ids that are not mentioned. Raises `BatchAnswerError` for anything else.
+    """
+    if returned is None:
+        return [(job, DONE) for job in jobs]
+    values: Sequence[Any]
+    if isinstance(returned, Mapping):
+        by_id = {str(event_id): value for event_id, value in returned.items()}
+        values = [by_id.pop(job.event_id, None) for job in jobs]
+        if by_id:
+            raise BatchAnswerError(f"it names {next(iter(by_id))!r}, which is no event of this batch")
+    elif isinstance(returned, Sequence) and not isinstance(returned, str | bytes):
+        values = returned
+    else:
+        raise BatchAnswerError(f"it is a {type(returned).__name__}")
+    if len(values) != len(jobs):
+        raise BatchAnswerError(f"it has {len(values)} values for {len(jobs)} events")
+    for value in values:
+        if not (value is None or isinstance(value, Done | Exception)):
+            raise BatchAnswerError(f"it holds a {type(value).__name__}")
+    return [
+        (job, DONE if value is None or isinstance(value, Done) else value)
+        for job, value in zip(jobs, values, strict=True)
+    ]
+
+
+def check(name: str, binding: Binding, batch: int | None, batch_wait: float | None, pool: str | None) -> None:
+    """Refuse, with advice, what makes no sense together. Raises `HandlerError`."""
+    asks = "events" in binding.injected
+    if batch is None:
+        if batch_wait is not None:
+            raise HandlerError(f"handler {name!r}: batch_wait needs batch=…")
+        if asks:
+            raise HandlerError(f"handler {name!r} asks for list[Event]: pass batch=…, or ask for one Event")
+        return
+    if not 1 <= batch <= LARGEST:
+        raise HandlerError(f"handler {name!r}: batch must be a number from 1 to {LARGEST}")
+    if batch_wait is not None and not 0 <= batch_wait <= LONGEST_WAIT:
+        raise HandlerError(f"handler {name!r}: batch_wait must be from 0 to {LONGEST_WAIT:g} seconds")
+    if not asks:
+        raise HandlerError(f"handler {name!r} has batch=… and must take its events: annotate a parameter list[Event]")
+    if pool is not None:
+        raise HandlerError(f"handler {name!r}: batch=… runs on the event loop or in threads; leave pool=… out")
+    if binding.fields or binding.rest:
+        field = binding.fields[0][0] if binding.fields else "**kwargs"
+        raise HandlerError(f"handler {name!r}: with batch=… {field!r} has no one payload: take it from event.payload")
+    if "event" in binding.injected:
+        raise HandlerError(f"handler {name!r} asks for list[Event] and for Event: with batch=… there is no single one")
+    if "context" in binding.injected:
+        raise HandlerError(
+            f"handler {name!r} asks for a Context: the events of a batch have no attempt in common; leave it out"
+        )

@@ -1,0 +1,136 @@
+"""One run of a batch: the call, and for a transactional handler one transaction with an outcome for every event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from workers.batch import Batch
+from workers.database import array
+from workers.delivery import dead_letter, failures, first_failures, keys, leases
+from workers.errors import SupersededError
+from workers.execution import Execution
+from workers.job import Job
+from workers.outcome import Dead, Done, Retry, Snoozed
+from workers.queries import sql
+from workers.transaction import SUPERSEDED, HandlerSession, commit_with, finish
+
+
+def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
+    """The rows of all deliveries of a batch, as the end of its transaction.
+
+    Raises `SupersededError` when another worker recorded an outcome for one of them first.
+    """
+    assert isinstance(job, Batch)
+    outcomes = job.outcomes
+    if any(job.closed for job, _ in outcomes):
+        raise SupersededError(SUPERSEDED)
+    done = [job for job, outcome in outcomes if isinstance(outcome, Done)]
+    late = [(job, outcome) for job, outcome in outcomes if isinstance(outcome, Retry | Snoozed)]
+
+    def write(name: str, params: dict[str, Any], rows: int = 1) -> None:
+        result = connection.exec_driver_sql(sql(name, schema), params)
+        if (len(result.fetchall()) if result.returns_rows else result.rowcount) != rows:
+            raise SupersededError(SUPERSEDED)
+
+    for job, outcome in outcomes:
+        if isinstance(outcome, Dead):
+            name, params = dead_letter(job, outcome.error)
+            write(name, params)
+    if failed := [(job, outcome) for job, outcome in late if job.lease is None]:
+        write("retry", first_failures(failed), len(failed))
+    if failed := [(job, outcome) for job, outcome in late if job.lease is not None]:
+        write("finish_retry", failures(failed), len(failed))
+    if finished := [job for job in done if job.lease is not None]:
+        write("finish_done", keys(finished) | leases(finished), len(finished))
+    if first := [job for job in done if job.lease is None]:
+        commit_with(connection, _commit_batch(first, schema), schema)
+
+
+def _commit_batch(jobs: list[Job], schema: str) -> str:
+    statement = sql("commit_batch", schema).replace("{handler}", jobs[0].lane.name)
+    statement = statement.replace("{ids}", array([job.event_id for job in jobs]))
+    return statement.replace("{ats}", array([str(job.at) for job in jobs]))
+
+
+class BatchExecution(Execution):
+    """Runs the batches of one handler. Calling it gives True when the outcomes are recorded already."""
+
+    _write = staticmethod(write_outcomes)
+
+    def _arguments(self, batch: Job) -> dict[str, Any]:
+        """What the function is called with, but for the session."""
+        assert isinstance(batch, Batch)
+        return {self.handler.binding.injected["events"]: [job.event() for job in batch.jobs]}
+
+    async def _plain(self, batch: Job) -> bool:
+        assert isinstance(batch, Batch)
+        batch.answer(await self.call(**self._arguments(batch)))
+        return False
+
+    async def _plain_in_thread(self, batch: Job) -> bool:
+        assert isinstance(batch, Batch)
+        arguments = self._arguments(batch)
+        batch.answer(await self._in_thread(batch, lambda: self.call(**arguments)))
+        return False
+
+    async def _transactional(self, batch: Job) -> bool:
+        assert isinstance(batch, Batch)
+        while batch.jobs:
+            try:
+                return await super()._transactional(batch)
+            except SupersededError:
+                before = len(batch.jobs)
+                await self._recorded(batch)
+                if len(batch.jobs) == before:
+                    raise
+                self._log.info("batch.superseded", events=before - len(batch.jobs))
+        return True
+
+    async def _recorded(self, batch: Job) -> bool:
+        """Take out of the batch what has an outcome or was lost; whether nothing is left. Waits for PostgreSQL."""
+        assert isinstance(batch, Batch)
+        batch.jobs = [job for job in batch.jobs if not job.closed]
+        batch.outcomes = []
+        if batch.jobs:
+            rows: dict[str, str | None] = dict(await self._database.fetch("standing", keys(batch.jobs)))
+            standing = [job for job in batch.jobs if _stands(job, rows)]
+            batch.settled += [job for job in batch.jobs if job not in standing]
+            batch.jobs = standing
+        return not batch.jobs
+
+    async def _once_async(self, batch: Job) -> None:
+        assert isinstance(batch, Batch)
+        arguments = self._arguments(batch)
+        session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
+        arguments[self.handler.binding.injected["async_session"]] = session
+        try:
+            batch.answer(await self.call(**arguments))
+            await session.run_sync(finish, batch)
+        except BaseException:
+            session.sync_session.ours = True  # type: ignore[attr-defined]
+            await session.close()
+            raise
+
+    async def _once_in_thread(self, batch: Job) -> None:
+        assert isinstance(batch, Batch)
+        arguments = self._arguments(batch)
+
+        def call() -> None:
+            session = HandlerSession(self._engine, expire_on_commit=False)
+            arguments[self.handler.binding.injected["session"]] = session
+            try:
+                batch.answer(self.call(**arguments))
+                finish(session, batch)
+            except BaseException:
+                session.ours = True
+                session.close()
+                raise
+
+        await self._in_thread(batch, call)
+
+
+def _stands(job: Job, rows: dict[str, str | None]) -> bool:
+    return job.event_id not in rows if job.lease is None else rows.get(job.event_id) == job.lease
