@@ -16,6 +16,7 @@ from benchmarks.latency import LATENCY_FILE
 
 plain_app = workers.App()
 transactional_app = workers.App()
+batch_app = workers.App()
 latency_app = workers.App()
 quick_app = workers.App()
 laggard_app = workers.App()
@@ -29,6 +30,13 @@ async def plain(order_id: int, customer: str, total: str, note: str) -> None:
 @transactional_app.handler("bench0")
 async def transactional(order_id: int, customer: str, total: str, note: str, session: AsyncSession) -> None:
     """Nothing, in a transaction."""
+
+
+@batch_app.handler("bench0", batch=100)
+async def batch(events: list[workers.Event], session: AsyncSession) -> None:
+    """Nothing but reading the payloads, in one transaction for all of them."""
+    for event in events:
+        event.payload["order_id"]
 
 
 @cache

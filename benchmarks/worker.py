@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks import backlog, subscription
-from benchmarks.report import Figure, Report
+from benchmarks.report import Figure, Report, ratio
 from benchmarks.rounds import MeasurementError, in_turns, say, wait_until
 from benchmarks.testbed import Keys, Testbed, testbed
 from outbox.names import stream_key
@@ -14,11 +14,13 @@ DATABASE = "bench"
 STREAM = stream_key("outbox", backlog.event_name(0))
 PLAIN = "plain"
 TRANSACTIONAL = "transactional"
+BATCH = "batch"
 
 
 def run(*, repeat: int, quick: bool) -> Report:
-    """Measure both kinds of handler `repeat` times in turns."""
-    counts = {PLAIN: 20_000 if quick else 90_000, TRANSACTIONAL: 2_000 if quick else 10_000}
+    """Measure each kind of handler `repeat` times in turns."""
+    many = 20_000 if quick else 90_000
+    counts = {PLAIN: many, TRANSACTIONAL: 2_000 if quick else 10_000, BATCH: many}
     with testbed() as bed:
         say("worker: " + ", ".join(f"{count:,} events {handler}" for handler, count in counts.items()))
         keys = {handler: prepare(bed, handler, count) for handler, count in counts.items()}
@@ -36,6 +38,10 @@ def run(*, repeat: int, quick: bool) -> Report:
             Figure(
                 "transactional_per_s", "with an AsyncSession, events per second", sides[TRANSACTIONAL].median, 1_500
             ),
+            Figure(
+                "batch_per_s", "with an AsyncSession for 100 events, events per second", sides[BATCH].median, 10_000
+            ),
+            ratio("ratio_batch", "a batch of 100 against one at a time", sides[BATCH], sides[TRANSACTIONAL]),
         ),
         notes=("from the first delivery row to the last; the events stood in Redis before the worker started",),
         details={"events": counts},

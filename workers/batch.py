@@ -77,7 +77,7 @@ def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
     if len(values) != len(jobs):
         raise BatchAnswerError(f"it has {len(values)} values for {len(jobs)} events")
     for value in values:
-        if not (value is None or isinstance(value, Done | Exception)):
+        if not (value is None or isinstance(value, Done | BaseException)):
             raise BatchAnswerError(f"it holds a {type(value).__name__}")
     return [
         (job, DONE if value is None or isinstance(value, Done) else value)

@@ -12,7 +12,7 @@ from workers.errors import BatchAnswerError
 from workers.handler import Handler
 from workers.job import Job
 from workers.lane import Lane
-from workers.outcome import Outcome, Retry, Snoozed
+from workers.outcome import Retry, Snoozed
 
 
 class BatchLane(Lane):

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ import psycopg
 import pytest
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -65,6 +65,11 @@ class Sent(Base):
 
 class Invoice(Base):
     __tablename__ = "invoices"
+    order_id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Sale(Base):
+    __tablename__ = "sales"
     order_id: Mapped[int] = mapped_column(primary_key=True)
 
 
@@ -256,6 +261,40 @@ def test_the_shown_lifespan_gives_its_mailer_to_the_handler_that_asks_for_it(
         return mailer.sent
 
     assert asyncio.run(run()) == ["mail.example", "first@shop.example", "closed"]
+
+
+def test_the_shown_batch_handlers_take_lists_of_events(names: dict[str, Any], sqlalchemy_url: str) -> None:
+    class Mail:
+        async def send_receipt(self, event: Event) -> None:
+            if event.payload["order_id"] == 2:
+                raise ConnectionError("no mail today")
+
+    @asynccontextmanager
+    async def lifespan(app: App) -> AsyncIterator[Mail]:
+        yield Mail()
+
+    names |= {"app": App(lifespan=lifespan), "Mail": Mail, "Sale": Sale, "asyncio": asyncio}
+    exec(block("batch=100"), names)
+    handlers = names["app"].handlers
+    assert [handlers[name].batch for name in ("count_sales", "send_receipts")] == [100, 50]
+    at = datetime.now(UTC)
+    events = [Event(uuid4(), "order_placed", f'{{"order_id": {n}}}', None, {}, at) for n in (1, 2)]
+
+    async def run() -> list[BaseException | None]:
+        asynchronous = create_async_engine(sqlalchemy_url)
+        try:
+            async with AsyncSession(asynchronous) as session:
+                await handlers["count_sales"].function(events=events, session=session)
+                await session.flush()
+                assert len((await session.scalars(select(Sale))).all()) == 2
+        finally:
+            await asynchronous.dispose()
+        answers: list[BaseException | None] = await handlers["send_receipts"].function(events=events, mail=Mail())
+        return answers
+
+    first, second = asyncio.run(run())
+    assert first is None
+    assert isinstance(second, ConnectionError)
 
 
 def test_upkeep_by_hand_works(database_url: str) -> None:
