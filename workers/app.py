@@ -123,9 +123,9 @@ class App:
             # Types that live in the decorating function are out of reach of the function's globals.
             namespace = sys._getframe(1).f_locals
             compiled = binding.compile(function, full, namespace, self.resources)
+            batches.check(full, compiled, batch, batch_wait, pool)
             if pool is not None:
                 check_injected(compiled)
-            batches.check(full, compiled, batch, batch_wait, pool)
             self._handlers[full] = Handler(
                 name=full,
                 event_name=event_name,
