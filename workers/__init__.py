@@ -5,6 +5,8 @@
 ... async def send_email(user_id: int, session: AsyncSession, event: Event) -> None: ...
 """
 
+from fast_depends import Depends
+
 from outbox.event import Event
 from workers.app import App
 from workers.backoff import Backoff
@@ -16,6 +18,7 @@ __all__ = [
     "App",
     "Backoff",
     "Context",
+    "Depends",
     "Event",
     "HandlerError",
     "PayloadMismatchError",

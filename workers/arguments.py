@@ -17,8 +17,11 @@ _loads = json.JSONDecoder().decode
 def arguments(handler: Handler, job: Job) -> dict[str, Any]:
     """The arguments by name. Raises `PayloadMismatchError`."""
     binding = handler.binding
-    bound = binding.bind(_loads(job.payload))
+    payload = _loads(job.payload)
+    bound = binding.bind(payload)
     if binding.injected:
+        if parameter := binding.injected.get("payload"):
+            bound[parameter] = payload
         if parameter := binding.injected.get("event"):
             bound[parameter] = job.event()
         if parameter := binding.injected.get("context"):

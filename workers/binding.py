@@ -4,7 +4,8 @@ Rules. A parameter annotated with `Event`, `AsyncSession`, `Session`, `Context` 
 is injected, whatever its name. Every other one takes the payload's key of its name, validated by pydantic against its
 annotation. A missing key without a default is an error that names the field; a key that no parameter knows is ignored
 (a newer writer), or goes into `**kwargs`. If a handler has exactly one payload parameter, annotated with a pydantic
-model or a dataclass, and the payload has no key of its name, the parameter takes the whole payload.
+model or a dataclass, and the payload has no key of its name, the parameter takes the whole payload. A parameter with
+`Depends(…)` is given what its dependency returns, whose own parameters follow the same rules.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from fast_depends.dependencies import Dependant
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,21 +46,31 @@ Validate = Callable[[Any], Any]
 class Binding:
     """How one function is called. Made once by `compile`, used for every event."""
 
-    name: str
+    who: str
+    """Whose parameters these are, for errors."""
     fields: tuple[tuple[str, Validate | None, bool], ...]
     """Payload parameters: name, validator (None takes the value as it is), and whether the key is required."""
     injected: Mapping[str, str]
-    """Parameter name by injected kind: event, async_session, session, context."""
+    """Parameter name by injected kind: event, async_session, session, context. What only a dependency asks for, and the
+    payload for its fields, stands under a name that no parameter can have."""
     whole: bool
     """The single payload parameter may take the whole payload."""
     rest: bool
     """The function takes `**kwargs`."""
     resources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Type by the name of the parameter that is given what the lifespan has of it."""
+    dependencies: Mapping[str, Dependency] = dataclasses.field(default_factory=dict)
+    """By the name of the parameter that is given its result."""
 
     @property
     def transactional(self) -> bool:
         return "async_session" in self.injected or "session" in self.injected
+
+    def asked(self) -> Iterator[tuple[str, Any]]:
+        """Every parameter, here and in dependencies, that is given a resource, with its type."""
+        yield from self.resources.items()
+        for dependency in self.dependencies.values():
+            yield from dependency.binding.asked()
 
     def bind(self, payload: Any) -> dict[str, Any]:
         """The arguments that come from the payload. Raises `PayloadMismatchError`."""
@@ -67,7 +79,7 @@ class Binding:
             return {field: self._validated(field, validate, payload, whole=True)}
         if not isinstance(payload, dict):
             raise PayloadMismatchError(
-                f"the payload does not fit handler {self.name!r}: it is a {type(payload).__name__}, not an object"
+                f"the payload does not fit {self.who}: it is a {type(payload).__name__}, not an object"
             )
         bound = {}
         for field, validate, required in self.fields:
@@ -76,10 +88,10 @@ class Binding:
                 bound[field] = value if validate is None else self._validated(field, validate, value)
             elif required:
                 raise PayloadMismatchError(
-                    f"the payload does not fit handler {self.name!r}: field {field!r} is missing", field=field
+                    f"the payload does not fit {self.who}: field {field!r} is missing", field=field
                 )
         if self.rest:
-            taken = {*self.injected.values(), *self.resources}
+            taken = {*self.injected.values(), *self.resources, *self.dependencies}
             for field, value in payload.items():
                 if field not in bound and field not in taken:
                     bound[field] = value
@@ -95,8 +107,18 @@ class Binding:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             path = ".".join(str(part) for part in ((() if whole else (field,)) + first["loc"])) or field
             raise PayloadMismatchError(
-                f"the payload does not fit handler {self.name!r}: field {path!r}: {first['msg']}", field=path
+                f"the payload does not fit {self.who}: field {path!r}: {first['msg']}", field=path
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """What a parameter depends on: something callable, and how it is called."""
+
+    call: Callable[..., Any]
+    cached: bool
+    """Called once in a run, however many ask for it."""
+    binding: Binding
 
 
 def compile(
@@ -105,54 +127,124 @@ def compile(
     namespace: Mapping[str, Any] | None = None,
     resources: Resources = NO_RESOURCES,
 ) -> Binding:
-    """Read a function's signature. `namespace` helps to resolve string annotations, `resources` is what the app's
+    """Read a handler's signature. `namespace` helps to resolve string annotations, `resources` is what the app's
     lifespan gives. Raises `HandlerError`.
 
     >>> compile(send_email, "send_email").bind({"user_id": "7", "template": "welcome"})
     {'user_id': 7, 'template': 'welcome'}
     """
-    hints = _hints(function, name, namespace)
+    asynchronous = inspect.iscoroutinefunction(function)
+    return _compiled(function, f"handler {name!r}", _Place(namespace or {}, resources, asynchronous))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a function is compiled: for what app, and for which kind of handler."""
+
+    namespace: Mapping[str, Any]
+    resources: Resources
+    asynchronous: bool
+    path: tuple[Callable[..., Any], ...] = ()
+
+
+def _compiled(function: Callable[..., Any], who: str, place: _Place) -> Binding:
+    hints = _hints(function, who, place.namespace)
     fields: list[tuple[str, Validate | None, bool]] = []
     injected: dict[str, str] = {}
     given: dict[str, Any] = {}
+    dependencies: dict[str, Dependency] = {}
     whole = rest = False
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             rest = True
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise HandlerError(
-                f"handler {name!r}: parameter {parameter.name!r} must be passable by name (no *args, no `/`)"
-            )
+            raise HandlerError(f"{who}: parameter {parameter.name!r} must be passable by name (no *args, no `/`)")
         annotation = hints.get(parameter.name, Any)
-        kind = INJECTABLE.get(_bare(annotation))
+        if (marker := _marker(annotation, parameter, who)) is not None:
+            dependencies[parameter.name] = _dependency(marker, who, place)
+            continue
+        bare = _bare(annotation)
+        kind = INJECTABLE.get(bare)
         if kind is not None:
             if kind in injected:
-                raise HandlerError(f"handler {name!r} asks twice for {shown(annotation)}")
+                raise HandlerError(f"{who} asks twice for {shown(annotation)}")
             injected[kind] = parameter.name
             continue
-        if (bare := _bare(annotation)) in resources.ambiguous:
+        if bare in place.resources.ambiguous:
             raise HandlerError(
-                f"handler {name!r}: parameter {parameter.name!r} asks for {shown(annotation)}, of which the lifespan "
-                f"gives several: ask for {shown(resources.declared)}, or tell them apart by a typing.NewType"
+                f"{who}: parameter {parameter.name!r} asks for {shown(annotation)}, of which the lifespan gives "
+                f"several: ask for {shown(place.resources.declared)}, or tell them apart by a typing.NewType"
             )
-        if bare in resources.fields:
+        if bare in place.resources.fields:
             given[parameter.name] = bare
             continue
-        validate = _validator(annotation, parameter.name, name, resources)
+        validate = _validator(annotation, parameter.name, who, place.resources)
         fields.append((parameter.name, validate, parameter.default is parameter.empty))
-        whole = _is_record(_bare(annotation))
-    _check_session(function, name, injected)
-    return Binding(name, tuple(fields), injected, whole and len(fields) == 1 and not rest, rest, given)
+        whole = _is_record(bare)
+    _check_session(who, injected, place.asynchronous)
+    for dependency in dependencies.values():
+        _carry(dependency.binding, injected)
+    whole = whole and len(fields) == 1 and not rest
+    return Binding(who, tuple(fields), injected, whole, rest, given, dependencies)
 
 
-def _hints(function: Callable[..., Any], name: str, namespace: Mapping[str, Any] | None) -> dict[str, Any]:
+def _marker(annotation: Any, parameter: inspect.Parameter, who: str) -> Dependant | None:
+    extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    for each in (*extras, parameter.default):
+        if isinstance(each, Dependant):
+            return each
+        if type(each).__name__ == "Depends" and type(each).__module__.startswith("fastapi."):
+            raise HandlerError(
+                f"{who}: parameter {parameter.name!r} has FastAPI's Depends, which needs a request: use workers.Depends"
+            )
+    return None
+
+
+def _dependency(marker: Dependant, who: str, place: _Place) -> Dependency:
+    call = marker.dependency
+    if not callable(call):
+        raise HandlerError(f"{who}: Depends takes something callable, not {call!r}")
+    called = getattr(call, "__name__", type(call).__name__)
+    if call in place.path:
+        raise HandlerError(f"{who}: dependency {called!r} depends on itself")
+    if not place.asynchronous and kind_of(call) in ("coroutine", "async generator"):
+        raise HandlerError(
+            f"{who} runs in a thread, as a plain `def`: its dependency {called!r} cannot be asynchronous"
+        )
+    handler = who.partition(" of ")[2] or who
+    inner = _compiled(call, f"dependency {called!r} of {handler}", dataclasses.replace(place, path=(*place.path, call)))
+    return Dependency(call, marker.use_cache, inner)
+
+
+def _carry(inner: Binding, injected: dict[str, str]) -> None:
+    """Let a run have what a dependency asks for."""
+    for kind in (*inner.injected, *(("payload",) if inner.fields or inner.rest else ())):
+        injected.setdefault(kind, f"<{kind}>")
+
+
+def kind_of(call: Any) -> Literal["function", "generator", "coroutine", "async generator"]:
+    """How something callable gives its result."""
+    target = call if inspect.isroutine(call) or inspect.isclass(call) or isinstance(call, partial) else call.__call__
+    if inspect.isasyncgenfunction(target):
+        return "async generator"
+    if inspect.iscoroutinefunction(target):
+        return "coroutine"
+    return "generator" if inspect.isgeneratorfunction(target) else "function"
+
+
+def _hints(function: Any, who: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    while isinstance(function, partial):
+        function = function.func
+    if inspect.isclass(function):
+        function = function.__init__
+    elif not inspect.isroutine(function):
+        function = function.__call__
     try:
-        return typing.get_type_hints(function, localns=dict(namespace or {}), include_extras=True)
+        return typing.get_type_hints(function, localns=dict(namespace), include_extras=True)
     except NameError as error:
         raise HandlerError(
-            f"handler {name!r}: an annotation cannot be resolved ({error}); import it at run time, "
-            "not under TYPE_CHECKING"
+            f"{who}: an annotation cannot be resolved ({error}); import it at run time, not under TYPE_CHECKING"
         ) from None
 
 
@@ -169,7 +261,7 @@ def _is_record(annotation: Any) -> bool:
     return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation))
 
 
-def _validator(annotation: Any, parameter: str, name: str, resources: Resources) -> Validate | None:
+def _validator(annotation: Any, parameter: str, who: str, resources: Resources) -> Validate | None:
     if annotation is Any or annotation is object:
         return None
     try:
@@ -177,18 +269,19 @@ def _validator(annotation: Any, parameter: str, name: str, resources: Resources)
         return partial(TypeAdapter(annotation).validate_python, by_alias=True, by_name=True)
     except (PydanticSchemaGenerationError, PydanticUserError):
         raise HandlerError(
-            f"handler {name!r}: parameter {parameter!r} is annotated {shown(annotation)}, which is neither something "
+            f"{who}: parameter {parameter!r} is annotated {shown(annotation)}, which is neither something "
             "a payload can hold nor injectable (Event, AsyncSession, Session, Context, and what the lifespan gives: "
             f"{resources.listed()})"
         ) from None
 
 
-def _check_session(function: Callable[..., Any], name: str, injected: Mapping[str, str]) -> None:
-    asynchronous = inspect.iscoroutinefunction(function)
+def _check_session(who: str, injected: Mapping[str, str], asynchronous: bool) -> None:
     if "session" in injected and asynchronous:
         raise HandlerError(
-            f"handler {name!r} is `async def` and asks for a Session, which would block the event loop: "
-            "ask for AsyncSession"
+            f"{who} asks for a Session, which would block the event loop that an `async def` handler runs on: ask for "
+            "AsyncSession"
         )
     if "async_session" in injected and not asynchronous:
-        raise HandlerError(f"handler {name!r} is a plain `def` and asks for an AsyncSession: ask for Session")
+        raise HandlerError(
+            f"{who} asks for an AsyncSession, but a plain `def` handler runs in a thread: ask for Session"
+        )

@@ -22,6 +22,7 @@ from typing import Any, cast
 from outbox import telemetry
 from workers import binding
 from workers.arguments import arguments
+from workers.dependencies import composed
 from workers.errors import ChildFailedError
 from workers.handler import Handler
 from workers.job import Job
@@ -103,9 +104,10 @@ def main(descriptor: int) -> None:
     except BaseException as error:
         connection.sendall(pack(failed(error)))
         return
+    call = composed(handler)
     connection.sendall(pack(Answer()))
     while (request := _receive(connection)) is not None:
-        connection.sendall(_answer(handler, request))
+        connection.sendall(_answer(handler, call, request))
 
 
 def end_with_worker() -> None:
@@ -146,12 +148,12 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _answer(handler: Handler, request: Request) -> bytes:
+def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> bytes:
     nowhere = cast(Any, None)
     job = Job(nowhere, request.event_id, request.at, request.name, request.key, request.payload, request.headers)
     job.attempt = request.attempt
     try:
-        value = handler.function(**arguments(handler, job))
+        value = call(**arguments(handler, job))
         # Anything else that it returns means nothing, and may be large.
         return pack(Answer(value if isinstance(value, Outcome) else None))
     except BaseException as error:

@@ -7,7 +7,6 @@ import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from random import random
-from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from outbox.settings import Settings
 from workers.arguments import arguments
 from workers.database import Database
+from workers.dependencies import NONE_GIVEN, composed
 from workers.errors import SupersededError
 from workers.handler import Handler
 from workers.job import Job
@@ -29,8 +29,6 @@ REPEATS = 10
 
 IDLE_MARGIN = 10.0
 """Seconds beyond its timeout after which the server ends a handler's idle transaction."""
-
-NONE_GIVEN: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Execution:
@@ -180,10 +178,3 @@ class Execution:
                 raise
 
         await self._in_thread(job, call)
-
-
-def composed(handler: Handler, resources: Mapping[Any, Any]) -> Callable[..., Any]:
-    """What is called for each event, with all in place that is the same for every one: the handler's own function, when
-    it asks for none of that."""
-    given = {parameter: resources[kind] for parameter, kind in handler.binding.resources.items()}
-    return partial(handler.function, **given) if given else handler.function

@@ -9,7 +9,7 @@ from typing import Any
 from workers.binding import Binding
 from workers.errors import HandlerError
 
-CARRIED = {"event", "context"}
+CARRIED = {"event", "context", "payload"}
 """What can be injected in another process."""
 
 
@@ -37,14 +37,14 @@ def check_injected(binding: Binding) -> None:
     """Raises `HandlerError` for parameters that cannot be had in another process, with advice."""
     if binding.transactional:
         raise HandlerError(
-            f"handler {binding.name!r} asks for a Session, whose transaction belongs to the worker's process: leave "
+            f"{binding.who} asks for a Session, whose transaction belongs to the worker's process: leave "
             "out pool='process' (a plain `def` runs in a thread), or open a session of your own in the handler and let "
             "event.id tell whether it ran before"
         )
     elsewhere = [parameter for kind, parameter in binding.injected.items() if kind not in CARRIED]
-    for parameter in (*elsewhere, *binding.resources):
+    for parameter in (*elsewhere, *(parameter for parameter, _ in binding.asked())):
         raise HandlerError(
-            f"handler {binding.name!r}: parameter {parameter!r} lives in the worker's process and cannot be had in a "
+            f"{binding.who}: parameter {parameter!r} lives in the worker's process and cannot be had in a "
             "child; only Event and Context can. Make what the handler needs at the top of its module, or leave out "
             "pool='process'"
         )

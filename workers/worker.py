@@ -159,7 +159,7 @@ class Worker:
         wanted = [
             (handler.name, parameter, kind)
             for handler in self._app.handlers.values()
-            for parameter, kind in handler.binding.resources.items()
+            for parameter, kind in handler.binding.asked()
         ]
         return self._app.resources.taken(value, wanted)
 

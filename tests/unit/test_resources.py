@@ -3,14 +3,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, NewType, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, NewType, TypeVar
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox.errors import ConfigurationError
-from workers import App, HandlerError
-from workers.execution import composed
+from workers import App, Depends, HandlerError
+from workers.dependencies import composed
 from workers.resources import Resources, declared
 
 T = TypeVar("T")
@@ -153,3 +153,15 @@ def test_a_handler_that_asks_for_none_of_it_is_called_itself() -> None:
     async def plain(n: int) -> None: ...
 
     assert composed(app.handlers["plain"], {Pool: Pool()}) is plain
+
+
+def _through(pool: Pool) -> Pool:
+    return pool
+
+
+def in_a_child(pool: Annotated[Pool, Depends(_through)]) -> None: ...
+
+
+def test_a_child_process_cannot_have_a_resource_through_a_dependency_either() -> None:
+    with pytest.raises(HandlerError, match="handler 'in_a_child': parameter 'pool' lives in the worker's process"):
+        App(lifespan=giving(Pool)).handler("e", pool="process")(in_a_child)
