@@ -102,7 +102,9 @@ async def _broken_off(handler: Handler, attempt: Callable[[Handler], Awaitable[O
     async def die(**arguments: Any) -> None:
         nonlocal reached
         await handler.function(**arguments)
-        await arguments[handler.binding.injected["async_session"]].flush()
+        # It is no argument when only a dependency asks for it.
+        if session := arguments.get(handler.binding.injected["async_session"]):
+            await session.flush()
         reached = True
         raise _Death
 
@@ -110,7 +112,8 @@ async def _broken_off(handler: Handler, attempt: Callable[[Handler], Awaitable[O
     def die_in_thread(**arguments: Any) -> None:
         nonlocal reached
         handler.function(**arguments)
-        arguments[handler.binding.injected["session"]].flush()
+        if session := arguments.get(handler.binding.injected["session"]):
+            session.flush()
         reached = True
         raise _Death
 

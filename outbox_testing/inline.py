@@ -136,7 +136,7 @@ async def perform(
 @asynccontextmanager
 async def _resources(app: App, handler: Handler, instead: Mapping[Any, Any] | None) -> AsyncIterator[Mapping[Any, Any]]:
     """What the app's lifespan gives while it lasts, or what is given in its place."""
-    asked = [(handler.name, parameter, kind) for parameter, kind in handler.binding.resources.items()]
+    asked = [(handler.name, parameter, kind) for parameter, kind in handler.binding.asked()]
     if instead is not None:
         for _, parameter, kind in asked:
             if kind not in instead:

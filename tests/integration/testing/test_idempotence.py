@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 import pytest
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox_testing import assert_idempotent, assert_idempotent_sync
-from workers import App, Event, Reject
+from workers import App, Depends, Event, Reject
 
 Db = psycopg.Connection[Any]
 
@@ -149,3 +149,23 @@ def test_a_handler_whose_second_run_fails_is_named() -> None:
 
     with pytest.raises(AssertionError, match=r"'send' did not work when the same event came again: .*sent already"):
         assert_idempotent_sync(app, "send", state=lambda: sent)
+
+
+class Books:
+    def __init__(self, session: AsyncSession, n: int) -> None:
+        self.session, self.n = session, n
+
+
+async def _book(books: Annotated[Books, Depends(Books)]) -> None:
+    await books.session.execute(text("INSERT INTO effect VALUES ('book', :n)"), {"n": books.n})
+
+
+def test_a_session_that_only_a_dependency_asks_for_is_the_same_transaction(
+    outbox_database_url: str, db: Db, check: Any
+) -> None:
+    app = App()
+    app.handler("ordered", name="book")(_book)
+    check(
+        app, "book", {"n": 3}, database=outbox_database_url, state=lambda: db.execute("SELECT n FROM effect").fetchall()
+    )
+    assert db.execute("SELECT n FROM effect").fetchall() == [(3,)]
