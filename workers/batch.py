@@ -105,6 +105,11 @@ def check(name: str, binding: Binding, batch: int | None, batch_wait: float | No
     if binding.fields or binding.rest:
         field = binding.fields[0][0] if binding.fields else "**kwargs"
         raise HandlerError(f"handler {name!r}: with batch=… {field!r} has no one payload: take it from event.payload")
+    if "payload" in binding.injected:
+        raise HandlerError(
+            f"handler {name!r}: with batch=… there is no one payload, and a dependency takes fields of it: let it take "
+            "list[Event]"
+        )
     if "event" in binding.injected:
         raise HandlerError(f"handler {name!r} asks for list[Event] and for Event: with batch=… there is no single one")
     if "context" in binding.injected:

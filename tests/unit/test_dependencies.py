@@ -377,3 +377,22 @@ async def _h5(it: Annotated[None, Depends(7)]) -> None: ...  # type: ignore[arg-
 def test_what_cannot_work_is_refused_where_it_is_decorated(handler: Any, sentence: str) -> None:
     with pytest.raises(HandlerError, match=sentence):
         handler_of(handler)
+
+
+def test_a_batch_has_dependencies_but_no_one_payload_for_them() -> None:
+    def count(events: list[Event]) -> int:
+        return len(events)
+
+    def field(n: int) -> int:
+        return n
+
+    async def handler(events: list[Event], count: Annotated[int, Depends(count)]) -> int:
+        return count
+
+    async def wrong(events: list[Event], field: Annotated[int, Depends(field)]) -> None: ...
+
+    app = App()
+    app.handler("e", name="h", batch=10)(handler)
+    assert asyncio.run(composed(app.handlers["h"])(events=[1, 2, 3])) == 3
+    with pytest.raises(HandlerError, match=r"handler 'wrong': with batch=… there is no one payload"):
+        app.handler("e", batch=10)(wrong)
