@@ -31,6 +31,7 @@ from workers.lease import Leases
 from workers.lifespan import Lifespan
 from workers.patience import until_back
 from workers.retries import Retries
+from workers.watchdog import Watchdog
 
 DEFAULT_CONCURRENCY = 100
 REFRESH = 1.0
@@ -79,6 +80,7 @@ class Worker:
         self._lanes: dict[str, Lane] = {}
         self._databases: list[Database] = []
         self._lifespan = Lifespan(app, self._log)
+        self._watchdog = Watchdog(self._log)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
         self._failure: BaseException | None = None
@@ -148,6 +150,7 @@ class Worker:
         self._serve(self._servers.keep_located())
         self._serve(self._leases.keep_entries())
         self._serve(self._leases.keep_retries())
+        self._watchdog.start()
         self._serve(self._keep_fresh())
         self._serve(self._keep_seen(control))
         self._log.info("worker.started", handlers=sorted(self._lanes))
@@ -222,6 +225,7 @@ class Worker:
         self._stopped = True
         if hasattr(self, "_reading"):
             await self._wind_down()
+        self._watchdog.stop()
         await end(self._tasks)
         for execution in self._executions:
             with contextlib.suppress(Exception):
