@@ -30,6 +30,10 @@ class Recorder:
         self._pending: list[tuple[Job, Outcome | None]] = []
         self._recorded: list[Job] = []
         self._open = 0
+        self.recorded = 0
+        """Deliveries whose attempt here is over and recorded."""
+        self.wrote = asyncio.Event()
+        """Set with every batch."""
         self.between_batches = asyncio.Lock()
         """Held while outcomes are being written: how is decided by the lease that a job has then."""
         self._to_record = asyncio.Event()
@@ -57,6 +61,8 @@ class Recorder:
                 self._to_record.clear()
             async with self.between_batches:
                 await self._record(batch)
+            self.recorded += len(batch)
+            self.wrote.set()
             jobs = [job for job, _ in batch]
             self._recorded += [job for job in jobs if job.entries()]
             self._to_acknowledge.set()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 import structlog
@@ -36,6 +37,9 @@ STEADY = 30.0
 """Seconds a child must have run for its next crash to count as the first one."""
 
 USAGE_ERROR = 2
+
+RETIRED = 75
+"""Exit status of a worker that has handled as many events as it was to, and is to be replaced."""
 
 
 def load_app(target: str) -> App:
@@ -65,33 +69,53 @@ def load_app(target: str) -> App:
 
 
 def run(
-    target: str, settings: Settings, processes: int = 1, *, concurrency: int | None = None, grace: float = GRACE
+    target: str,
+    settings: Settings,
+    processes: int = 1,
+    *,
+    concurrency: int | None = None,
+    grace: float = GRACE,
+    max_events: int | None = None,
 ) -> int:
     """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status.
 
     With one process it is this one; with more, each is a child that is started again when it crashes. `concurrency` is
-    per process and handler (None for the default); `grace` is how many seconds runs get to finish. Must be called in
-    the main thread.
+    per process and handler (None for the default); `grace` is how many seconds runs get to finish. With `max_events` a
+    child that has handled as many, or up to a tenth more so that not all end together, is replaced by a new one. Must
+    be called in the main thread.
 
     >>> run("shop.tasks:app", Settings(), processes=4)
     0
     """
     if processes < 1:
         raise ConfigurationError("processes must be at least 1")
+    if max_events is not None and max_events < 1:
+        raise ConfigurationError("max_events must be at least 1")
     app = load_app(target)
-    if processes == 1:
-        if settings.schema_name != SCHEMA:
-            raise ConfigurationError(
-                f"handlers' outbox.add writes to the schema {SCHEMA!r} and not to {settings.schema_name!r}: "
-                f"set OUTBOX_SCHEMA={settings.schema_name} in the environment"
-            )
+    if processes == 1 and max_events is None:
         return serve(app, settings, concurrency=concurrency, grace=grace)
-    return Supervisor(target, settings, processes, concurrency=concurrency, grace=grace).run()
+    return Supervisor(target, settings, processes, concurrency=concurrency, grace=grace, max_events=max_events).run()
 
 
-def serve(app: App, settings: Settings, *, concurrency: int | None = None, grace: float = GRACE) -> int:
-    """Run one worker in this process until it is told to stop."""
-    worker = Worker(app, settings, concurrency=concurrency or DEFAULT_CONCURRENCY, grace=grace)
+def serve(
+    app: App,
+    settings: Settings,
+    *,
+    concurrency: int | None = None,
+    grace: float = GRACE,
+    max_events: int | None = None,
+) -> int:
+    """Run one worker in this process until it is told to stop, or has handled `max_events`: then the exit status is
+    `RETIRED`."""
+    if settings.schema_name != SCHEMA:
+        raise ConfigurationError(
+            f"handlers' outbox.add writes to the schema {SCHEMA!r} and not to {settings.schema_name!r}: "
+            f"set OUTBOX_SCHEMA={settings.schema_name} in the environment"
+        )
+    if max_events is not None:
+        # Children that began together would else end together.
+        max_events += randrange(max_events // 10 + 1)
+    worker = Worker(app, settings, concurrency=concurrency or DEFAULT_CONCURRENCY, grace=grace, max_events=max_events)
     # What is loaded by now stays: a collection that looks through all of it stops every handler for 50 ms.
     gc.freeze()
     status = _event_loop()(_until_signalled(worker, grace))
@@ -139,7 +163,7 @@ async def _until_signalled(worker: Worker, grace: float) -> int:
         structlog.get_logger().error("worker.refused", reason=str(error))
         await worker.stop()
         return USAGE_ERROR
-    return 0
+    return RETIRED if worker.retired and not received else 0
 
 
 def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
@@ -164,7 +188,14 @@ class Supervisor:
     """N children, each `python -m workers`. Crashes are answered with a restart, later each time."""
 
     def __init__(
-        self, target: str, settings: Settings, processes: int, *, concurrency: int | None = None, grace: float = GRACE
+        self,
+        target: str,
+        settings: Settings,
+        processes: int,
+        *,
+        concurrency: int | None = None,
+        grace: float = GRACE,
+        max_events: int | None = None,
     ) -> None:
         self._command = [
             # -P: a user's workers.py in the working directory must not hide this package.
@@ -172,6 +203,8 @@ class Supervisor:
         ]  # fmt: skip
         if concurrency is not None:
             self._command += ["--concurrency", str(concurrency)]
+        if max_events is not None:
+            self._command += ["--max-events", str(max_events)]
         self._environment = os.environ | environment(settings) | {SUPERVISED: "1"}
         self._processes = processes
         self._grace = grace
@@ -203,7 +236,11 @@ class Supervisor:
                 continue
             if status == USAGE_ERROR:
                 return False
-            if child.restart_at is None:
+            if status == RETIRED:
+                self._log.info("worker.replaced", pid=child.process.pid)
+                child.crashes = 0
+                child.start()
+            elif child.restart_at is None:
                 child.crashes = 1 if now - child.started_at > STEADY else child.crashes + 1
                 delay = self._backoff.delay(child.crashes, 0.0)
                 child.restart_at = now + delay
@@ -235,7 +272,8 @@ class Supervisor:
         return (
             0
             if all(
-                status == 0 or child.restart_at for status, child in zip(statuses, self._children.values(), strict=True)
+                status in (0, RETIRED) or child.restart_at
+                for status, child in zip(statuses, self._children.values(), strict=True)
             )
             else 1
         )
@@ -293,12 +331,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run one worker process.")
     parser.add_argument("target", metavar="MODULE:APP")
     parser.add_argument("--concurrency", type=int, help="runs at once per handler")
+    parser.add_argument("--max-events", type=int, help=f"end after as many events, with status {RETIRED}")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds runs get to finish after SIGTERM")
     given = parser.parse_args(arguments)
     settings = Settings()
     telemetry.configure(settings.log_level, settings.log_format)
     try:
-        return run(given.target, settings, concurrency=given.concurrency, grace=given.grace)
+        return serve(
+            load_app(given.target),
+            settings,
+            concurrency=given.concurrency,
+            grace=given.grace,
+            max_events=given.max_events,
+        )
     except OutboxError as error:
         structlog.get_logger().error("worker.refused", reason=str(error))
         return USAGE_ERROR

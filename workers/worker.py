@@ -47,7 +47,8 @@ class Worker:
 
     `concurrency` is how many runs of one plain async handler go on at once (threads and transactions: a tenth of it, at
     most 20), unless the handler says otherwise. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
-    silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`.
+    silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`. After `max_events` deliveries
+    `run` ends by itself, and `retired` is true: what runs then comes to its end, what waits is handed back.
 
     >>> async with Worker(app, settings) as worker:
     ...     await worker.run()
@@ -62,6 +63,7 @@ class Worker:
         lease: float = 10.0,
         heartbeat: float = 3.0,
         grace: float = 30.0,
+        max_events: int | None = None,
     ) -> None:
         if not app.handlers:
             raise ConfigurationError("the app has no handlers")
@@ -74,6 +76,9 @@ class Worker:
         self._lease = lease
         self._heartbeat = heartbeat
         self._grace = grace
+        self._max_events = max_events
+        self.retired = False
+        """It ended because it had handled `max_events`."""
         self._log = structlog.get_logger().bind(worker=self.name)
         self._tasks: list[asyncio.Task[None]] = []
         self._executions: list[Execution] = []
@@ -82,6 +87,7 @@ class Worker:
         self._lifespan = Lifespan(app, self._log)
         self._watchdog = Watchdog(self._log)
         self._stop = asyncio.Event()
+        self._told = asyncio.Event()
         self._now = asyncio.Event()
         self._failure: BaseException | None = None
         self._started = False
@@ -151,6 +157,8 @@ class Worker:
         self._serve(self._leases.keep_entries())
         self._serve(self._leases.keep_retries())
         self._watchdog.start()
+        if self._max_events is not None:
+            self._serve(self._retire(self._max_events))
         self._serve(self._keep_fresh())
         self._serve(self._keep_seen(control))
         self._log.info("worker.started", handlers=sorted(self._lanes))
@@ -213,6 +221,7 @@ class Worker:
 
     def request_stop(self, *, now: bool = False) -> None:
         """Ask `run` to end: gracefully, or `now` without waiting for runs. Fit for a signal handler of the loop."""
+        self._told.set()
         self._stop.set()
         if now:
             self._now.set()
@@ -250,6 +259,11 @@ class Worker:
         await self._briefly(self._leases.hand_back(rest))
         running = asyncio.create_task(self._runs_over())
         now = asyncio.create_task(self._now.wait())
+        if self.retired:
+            # Nobody waits for this process: what runs has its own timeout.
+            told = asyncio.create_task(self._told.wait())
+            await asyncio.wait({running, told, now}, return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
         await asyncio.wait({running, now}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
         now.cancel()
         cut = [job for lane in self._lanes.values() for job in lane.interrupt_all()]
@@ -269,6 +283,14 @@ class Worker:
                 await work
         except link.Unreachable as error:
             self._log.warning("worker.stop_incomplete", error=type(error).__name__)
+
+    async def _retire(self, after: int) -> None:
+        while self._recorder.recorded < after:
+            self._recorder.wrote.clear()
+            await self._recorder.wrote.wait()
+        self._log.info("worker.retires", events=self._recorder.recorded)
+        self.retired = True
+        self._stop.set()
 
     # Upkeep
 

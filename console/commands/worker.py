@@ -17,6 +17,14 @@ def worker(
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at a time in each process.")
     ] = None,
+    max_events: Annotated[
+        int | None,
+        typer.Option(
+            "--max-events-per-process",
+            min=1,
+            help="Replace a process by a new one after about as many events, against memory that grows.",
+        ),
+    ] = None,
     database_url: options.DatabaseUrl = None,
     redis_url: options.RedisUrl = None,
     schema: options.Schema = None,
@@ -51,7 +59,7 @@ def worker(
     find_modules_here()
     telemetry.configure(settings.log_level, settings.log_format)
     # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.
-    status = supervisor.run(target, settings, processes=processes, concurrency=concurrency)
+    status = supervisor.run(target, settings, processes=processes, concurrency=concurrency, max_events=max_events)
     raise typer.Exit(1 if status else 0)
 
 
