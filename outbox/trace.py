@@ -1,9 +1,13 @@
-"""The caller's trace context and correlation id, as headers. Looks only at what the process has already imported."""
+"""The caller's trace context and correlation id, as headers, and those of an event in force again while it is handled.
+Looks only at what the process has already imported."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 
 MAX_LENGTH = 512
 """Characters of one header; longer ambient values are left out."""
@@ -15,10 +19,48 @@ the `correlation_id` bound in structlog's context variables is taken.
 >>> outbox.correlation_id.set(request.headers["X-Request-Id"])
 """
 
+_received: ContextVar[Mapping[str, str]] = ContextVar("outbox.received", default=MappingProxyType({}))
+"""Trace context of the event that is being handled, for a process without OpenTelemetry."""
+
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})\Z")
+
+
+def receive(headers: Mapping[str, str]) -> None:
+    """Put an event's trace context and correlation id in force in the running context: what is added in it carries
+    them on, logs show the correlation id, and OpenTelemetry, where it is imported, sees the event's span as parent.
+
+    >>> contextvars.copy_context().run(trace.receive, event.headers)
+    """
+    carried: dict[str, str] = {}
+    for name in ("traceparent", "tracestate", "correlation_id"):
+        if isinstance(value := headers.get(name), str):
+            _put(carried, name, value)
+    if (correlation := carried.pop("correlation_id", None)) is not None:
+        correlation_id.set(correlation)
+        if "structlog.contextvars" in sys.modules:
+            sys.modules["structlog.contextvars"].bind_contextvars(correlation_id=correlation)
+    if (parent := _TRACEPARENT.match(carried.get("traceparent", ""))) is not None:
+        _received.set(carried)
+        if "opentelemetry.trace" in sys.modules:
+            _attach(parent, carried.get("tracestate", ""))
+
+
+def _attach(parent: re.Match[str], state: str) -> None:
+    trace = sys.modules["opentelemetry.trace"]
+    span = trace.SpanContext(
+        trace_id=int(parent[1], 16),
+        span_id=int(parent[2], 16),
+        is_remote=True,
+        trace_flags=trace.TraceFlags(int(parent[3], 16)),
+        trace_state=trace.TraceState.from_header([state]),
+    )
+    if span.is_valid:
+        sys.modules["opentelemetry.context"].attach(trace.set_span_in_context(trace.NonRecordingSpan(span)))
+
 
 def headers() -> dict[str, str]:
     """`traceparent`, `tracestate` and `correlation_id` of the running context, those that there are."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = dict(_received.get())
     if "opentelemetry.trace" in sys.modules:
         _add_trace_context(found)
     correlation = correlation_id.get()
@@ -33,6 +75,7 @@ def _add_trace_context(found: dict[str, str]) -> None:
     """Written out here, because the process's propagator may be set to another format than W3C."""
     context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
     if context.is_valid:
+        found.pop("tracestate", None)
         found["traceparent"] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
         if context.trace_state:
             _put(found, "tracestate", context.trace_state.to_header())

@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from typing import Any
 
+from structlog.contextvars import unbind_contextvars
+
 from workers import prefetch
 from workers.batch import WAIT, Batch, halves
 from workers.errors import BatchAnswerError
@@ -25,6 +27,7 @@ class BatchLane(Lane):
     def __init__(self, handler: Handler, *, capacity: int, **rest: Any) -> None:
         super().__init__(handler, capacity=capacity, **rest)
         assert handler.batch is not None
+        self._context.run(unbind_contextvars, "event_id", "attempt")
         self._size = handler.batch
         self._wait = WAIT if handler.batch_wait is None else handler.batch_wait
         self.least = self._size

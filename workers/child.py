@@ -7,8 +7,10 @@ the worker holds the other end: when that closes the child ends, whatever it is 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import fcntl
 import importlib
+import json
 import os
 import pickle
 import signal
@@ -19,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from outbox import telemetry
+from structlog.contextvars import bind_contextvars
+
+from outbox import telemetry, trace
 from workers import binding
 from workers.arguments import arguments
 from workers.dependencies import composed
@@ -153,11 +157,18 @@ def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> byt
     job = Job(nowhere, request.event_id, request.at, request.name, request.key, request.payload, request.headers)
     job.attempt = request.attempt
     try:
-        value = call(**arguments(handler, job))
+        value = contextvars.copy_context().run(_called, handler, call, job)
         # Anything else that it returns means nothing, and may be large.
         return pack(Answer(value if isinstance(value, Outcome) else None))
     except BaseException as error:
         return pack(failed(error))
+
+
+def _called(handler: Handler, call: Callable[..., Any], job: Job) -> Any:
+    bind_contextvars(handler=handler.name, event_id=job.event_id, attempt=job.attempt)
+    if job.headers:
+        trace.receive(json.loads(job.headers))
+    return call(**arguments(handler, job))
 
 
 def failed(error: BaseException) -> Answer:

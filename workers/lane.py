@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
 
+from structlog.contextvars import bind_contextvars
+
+from outbox import trace
 from outbox.position import Position
 from workers import crash, prefetch
 from workers.errors import ChildDiedError, HandlerTimeoutError, SupersededError
@@ -90,6 +94,8 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._context = contextvars.copy_context()
+        bound = self._context.run(bind_contextvars, handler=handler.name, event_id="", attempt=1)
+        self._event_id, self._attempt_number = bound["event_id"].var, bound["attempt"].var
 
     # What comes in
 
@@ -144,8 +150,13 @@ class Lane:
     # A run and its end
 
     async def _attempt(self, job: Job) -> None:
+        self._event_id.set(job.event_id)
+        if job.attempt != 1:
+            self._attempt_number.set(job.attempt)
         outcome: Outcome | None = None
         try:
+            if job.headers:
+                trace.receive(json.loads(job.headers))
             if not await self._run(job):
                 outcome = DONE
         except SupersededError:
