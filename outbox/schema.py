@@ -198,6 +198,11 @@ dead_letter = Table(
     Column("error", Text, nullable=False),
     Column("died_at", _Moment, nullable=False, server_default=_NOW),
     Column("replayed_at", _Moment),
+    Column(
+        "traceback",
+        Text,
+        comment="the last error with its causes and their innermost frames; null when no run of the handler raised one",
+    ),
     Index("dead_letter_died_at", "died_at"),
 )
 

@@ -12,17 +12,21 @@ from workers.app import App
 from workers.backoff import Backoff
 from workers.context import Context
 from workers.errors import HandlerError, PayloadMismatchError, Reject, RetryLater, SessionOwnedError, Snooze
+from workers.outcome import Dead, Done, Retry
 from workers.worker import Worker
 
 __all__ = [
     "App",
     "Backoff",
     "Context",
+    "Dead",
     "Depends",
+    "Done",
     "Event",
     "HandlerError",
     "PayloadMismatchError",
     "Reject",
+    "Retry",
     "RetryLater",
     "SessionOwnedError",
     "Snooze",

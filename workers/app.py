@@ -13,11 +13,12 @@ from outbox.errors import ConfigurationError, PayloadError
 from outbox.names import check_name
 from workers import batch as batches
 from workers import binding, resources
-from workers.backoff import Backoff
+from workers.backoff import DEFAULT, BackoffLike, delays
 from workers.errors import HandlerError
 from workers.handler import Handler
 from workers.pool import check_injected, check_pool
 from workers.resources import Lifespan
+from workers.verdict import Classes, verdicts
 
 Start: TypeAlias = datetime | Literal["beginning", "now"]
 
@@ -25,7 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class App:
-    """Collects handlers. `prefix` keeps the handler names of several services on one database apart.
+    """Collects handlers. `prefix` keeps the handler names of several services on one database apart. `backoff`,
+    `retry_on` and `dead_on` are what handlers have that say nothing else; see `handler`.
 
     `lifespan` is a function of the app that gives an async context manager. A worker process enters it before it reads
     the first event and leaves it after its last run; leaving may take 5 seconds. What it gives is handed to handlers by
@@ -44,12 +46,22 @@ class App:
     ... async def send_email(user_id: int, client: httpx.AsyncClient) -> None: ...
     """
 
-    def __init__(self, *, prefix: str = "", lifespan: Lifespan | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        prefix: str = "",
+        lifespan: Lifespan | None = None,
+        backoff: BackoffLike | None = None,
+        retry_on: Classes | None = None,
+        dead_on: Classes | None = None,
+    ) -> None:
         if prefix:
             check_name(prefix, "prefix")
         self.prefix = prefix
         self.lifespan = lifespan
         self.resources = resources.declared(lifespan, sys._getframe(1).f_locals)
+        self._backoff = DEFAULT if backoff is None else delays(backoff)
+        self._verdicts = verdicts(retry_on, dead_on)
         self._handlers: dict[str, Handler] = {}
 
     @property
@@ -64,7 +76,9 @@ class App:
         name: str | None = None,
         max_attempts: int = 10,
         timeout: float = 30.0,
-        backoff: Backoff | None = None,
+        backoff: BackoffLike | None = None,
+        retry_on: Classes | None = None,
+        dead_on: Classes | None = None,
         concurrency: int | None = None,
         pool: Literal["process"] | None = None,
         start: Start | None = None,
@@ -81,6 +95,14 @@ class App:
         function's module and finds it there by its name, so it must be defined at the top of a module that can be
         imported. It may ask for `Event` and `Context`, not for a session. By default as many run at once as there are
         processors.
+
+        `backoff` is the delay before the next attempt: a `Backoff`, seconds or a timedelta, a sequence of these for the
+        first, second and further attempts (the last repeats), or one of tenacity's wait strategies. `dead_on` are
+        exception classes after which an event is dead at once; with `retry_on` all others are. Subclasses count, what
+        is in both by way of them is final, and `()` takes back what the app says of `dead_on`. Neither concerns
+        `RetryLater`, `Snooze` and `Reject`; `retry_on` not a payload that does not fit, either, which is tried again.
+
+        The function may return `Done()`, `Retry(…)` or `Dead(…)`; anything else is done.
 
         `start` is where a new handler begins: `"beginning"` with all events that are retained, `"now"` with what is
         added after it was first registered, an aware datetime with what was added from then on, and with the rest of
@@ -103,6 +125,11 @@ class App:
         """
         _check_options(event_name, max_attempts, timeout, concurrency)
         start_at = _start_at(start)
+        waits = self._backoff if backoff is None else delays(backoff)
+        judged = verdicts(
+            self._verdicts.retry_on if retry_on is None else retry_on,
+            self._verdicts.dead_on if dead_on is None else dead_on,
+        )
 
         def register(function: Function) -> Function:
             if not inspect.isroutine(function) or inspect.isasyncgenfunction(function):
@@ -133,12 +160,13 @@ class App:
                 binding=compiled,
                 max_attempts=max_attempts,
                 timeout=timeout,
-                backoff=backoff or Backoff(),
+                backoff=waits,
                 concurrency=concurrency,
                 pool=pool,
                 start_at=start_at,
                 batch=batch,
                 batch_wait=batch_wait,
+                verdicts=judged,
             )
             return function
 

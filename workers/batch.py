@@ -8,7 +8,7 @@ from typing import Any
 from workers.binding import Binding
 from workers.errors import BatchAnswerError, HandlerError
 from workers.job import Job
-from workers.outcome import DONE, Done, Outcome
+from workers.outcome import DONE, Dead, Done, Outcome, Retry, said
 
 LARGEST = 1000
 """Events that one batch may have. They are held in memory, and recorded in one transaction."""
@@ -59,11 +59,13 @@ def halves(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
 def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
     """What a handler says of each event: `DONE` or an exception.
 
-    It returns None when all went well, or one value for each event, in order or by event id. None stands for done, also
-    for ids that are not mentioned. Raises `BatchAnswerError` for anything else.
+    It returns None when all went well, one outcome for all events, or one value for each, in order or by event id: an
+    outcome or an exception. None stands for done, also for ids that are not mentioned. Raises `BatchAnswerError` for anything else.
     """
-    if returned is None:
+    if returned is None or isinstance(returned, Done):
         return [(job, DONE) for job in jobs]
+    if (of_all := said(returned)) is not None:
+        return [(job, of_all) for job in jobs]
     values: Sequence[Any]
     if isinstance(returned, Mapping):
         by_id = {str(event_id): value for event_id, value in returned.items()}
@@ -77,10 +79,10 @@ def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
     if len(values) != len(jobs):
         raise BatchAnswerError(f"it has {len(values)} values for {len(jobs)} events")
     for value in values:
-        if not (value is None or isinstance(value, Done | BaseException)):
+        if not (value is None or isinstance(value, Done | Retry | Dead | BaseException)):
             raise BatchAnswerError(f"it holds a {type(value).__name__}")
     return [
-        (job, DONE if value is None or isinstance(value, Done) else value)
+        (job, DONE if value is None or isinstance(value, Done) else said(value) or value)
         for job, value in zip(jobs, values, strict=True)
     ]
 

@@ -37,7 +37,7 @@ def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
 
     for job, outcome in outcomes:
         if isinstance(outcome, Dead):
-            name, params = dead_letter(job, outcome.error)
+            name, params = dead_letter(job, outcome.reason, outcome.traceback)
             write(name, params)
     if failed := [(job, outcome) for job, outcome in late if job.lease is None]:
         write("retry", first_failures(failed), len(failed))

@@ -126,7 +126,7 @@ class BatchLane(Lane):
         for job, outcome in batch.outcomes:
             self._end(job, None if recorded else outcome)
             if recorded and isinstance(outcome, Retry | Snoozed):
-                self.next_due = min(self.next_due, self._loop.time() + outcome.delay)
+                self.next_due = min(self.next_due, self._loop.time() + (outcome.delay or 0.0))
 
     def _fail(self, batch: Job, error: BaseException) -> None:
         assert isinstance(batch, Batch)

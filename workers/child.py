@@ -28,9 +28,10 @@ from workers import binding
 from workers.arguments import arguments
 from workers.dependencies import composed
 from workers.errors import ChildFailedError
+from workers.failure import describe, trace
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import Outcome, describe
+from workers.outcome import Outcome, take
 
 HEADER = struct.Struct("!Q")
 """The length of the message that follows."""
@@ -73,6 +74,8 @@ class Answer:
     error: BaseException | None = None
     text: str | None = None
     """What the error says and where it was raised: its traceback does not survive the way between processes."""
+    trace: str | None = None
+    """That traceback, as text."""
 
 
 def pack(message: object) -> bytes:
@@ -158,6 +161,7 @@ def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> byt
     job.attempt = request.attempt
     try:
         value = contextvars.copy_context().run(_called, handler, call, job)
+        take(value)
         # Anything else that it returns means nothing, and may be large.
         return pack(Answer(value if isinstance(value, Outcome) else None))
     except BaseException as error:
@@ -179,4 +183,4 @@ def failed(error: BaseException) -> Answer:
         carried = len(data) <= LARGEST_ERROR and type(pickle.loads(data)) is type(error)
     except Exception:
         carried = False
-    return Answer(error=error if carried else None, text=text)
+    return Answer(error=error if carried else None, text=text, trace=trace(error))

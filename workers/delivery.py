@@ -98,9 +98,9 @@ class Recorder:
                 (done if job.lease is None else finished).append(job)
             elif isinstance(outcome, Retry | Snoozed):
                 (failed if job.lease is None else failed_again).append((job, outcome))
-                job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + outcome.delay)
+                job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + (outcome.delay or 0.0))
             elif isinstance(outcome, Dead):
-                await self.bury(job, outcome.error)
+                await self.bury(job, outcome.reason, outcome.traceback)
         if done:
             await self._database.fetch("done", keys(done))
         if finished:
@@ -110,9 +110,9 @@ class Recorder:
         if failed_again:
             await self._database.fetch("finish_retry", failures(failed_again))
 
-    async def bury(self, job: Job, error: str, *, cost: int = 1) -> None:
+    async def bury(self, job: Job, error: str, traceback: str | None = None, *, cost: int = 1) -> None:
         """Make a delivery dead, with its dead letter."""
-        name, params = dead_letter(job, error, cost=cost)
+        name, params = dead_letter(job, error, traceback, cost=cost)
         await self._database.fetch(name, params)
 
     async def acknowledge_entries(self, entries: dict[Source, list[bytes]]) -> None:
@@ -143,11 +143,11 @@ def leases(jobs: list[Job]) -> dict[str, Any]:
     return {"leases": array([str(job.lease) for job in jobs])}
 
 
-def dead_letter(job: Job, error: str, *, cost: int = 1) -> tuple[str, dict[str, Any]]:
+def dead_letter(job: Job, error: str, traceback: str | None, *, cost: int = 1) -> tuple[str, dict[str, Any]]:
     """The statement that makes a delivery dead, and its parameters; `cost` is what a retry's attempts grow by."""
     facts = {
-        "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "name": job.name,
-        "key": job.key or None, "payload": job.payload or "null", "headers": job.headers or None,
+        "id": job.event_id, "handler": job.lane.name, "at": job.at, "error": error, "traceback": traceback,
+        "name": job.name, "key": job.key or None, "payload": job.payload or "null", "headers": job.headers or None,
     }  # fmt: skip
     if job.lease is None:
         return "dead", facts
@@ -169,8 +169,8 @@ def first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
     return keys([job for job, _ in failed]) | {
         "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
         "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
-        "delays": [outcome.delay for _, outcome in failed],
-        "errors": [outcome.error for _, outcome in failed],
+        "delays": [outcome.delay or 0.0 for _, outcome in failed],
+        "errors": [outcome.reason for _, outcome in failed],
     }
 
 
@@ -183,7 +183,7 @@ def failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
         | {
             "costs": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
             "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
-            "delays": [outcome.delay for _, outcome in failed],
-            "errors": [outcome.error for _, outcome in failed],
+            "delays": [outcome.delay or 0.0 for _, outcome in failed],
+            "errors": [outcome.reason for _, outcome in failed],
         }
     )

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from outbox.errors import OutboxError
 
+LONGEST_DELAY = 10 * 365 * 24 * 3600.0
+"""Seconds. A moment that PostgreSQL cannot hold would stop every outcome of the worker, so delays end long before."""
+
 
 def seconds(delay: float | timedelta) -> float:
-    """A delay in seconds. Negative delays count as none."""
+    """A delay in seconds. Negative delays count as none. Raises `ValueError` beyond ten years."""
     value = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
     if value != value or value == float("inf"):
         raise ValueError("a delay must be a finite number of seconds")
+    if value > LONGEST_DELAY:
+        raise ValueError("a delay must be at most ten years")
     return max(0.0, value)
 
 
 class RetryLater(OutboxError):
-    """This attempt failed; try again after `delay` (seconds or timedelta) instead of the backoff. Costs an attempt.
+    """This attempt failed; try again after `delay` (seconds or timedelta; None leaves it to the backoff). Costs an
+    attempt. To return instead of raise: `Retry`.
 
     >>> raise workers.RetryLater(60, "the bank is closed")
     """
 
-    def __init__(self, delay: float | timedelta, reason: str = "asked to be tried again later") -> None:
+    def __init__(self, delay: float | timedelta | None, reason: str = "asked to be tried again later") -> None:
         super().__init__(reason)
-        self.delay = seconds(delay)
+        self.delay = None if delay is None else seconds(delay)
+        self.reason = reason
 
-    def __reduce__(self) -> tuple[type[RetryLater], tuple[float, str]]:
-        return type(self), (self.delay, str(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, self.reason)
 
 
 class Snooze(OutboxError):
@@ -38,13 +46,15 @@ class Snooze(OutboxError):
     def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
         super().__init__(reason)
         self.delay = seconds(delay)
+        self.reason = reason
 
-    def __reduce__(self) -> tuple[type[Snooze], tuple[float, str]]:
-        return type(self), (self.delay, str(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, self.reason)
 
 
 class Reject(OutboxError):
-    """This event will never work: make it a dead letter now, with `reason` as its error.
+    """This event will never work: make it a dead letter now, with `reason` as its error. To return instead of raise:
+    `Dead`.
 
     >>> raise workers.Reject("no such user")
     """
@@ -84,6 +94,10 @@ class HandlerTimeoutError(OutboxError):
     """The attempt took longer than the handler's `timeout`."""
 
 
+class TransactionFailedError(OutboxError):
+    """A handler's transaction failed again and again through no fault of the handler: conflicts or lost connections."""
+
+
 class SupersededError(OutboxError):
     """Another worker recorded an outcome for this delivery first; what this attempt did is rolled back."""
 
@@ -97,4 +111,8 @@ class ChildFailedError(OutboxError):
 
 
 class ChildTraceback(Exception):
-    """The cause of an exception that was raised in a child process: what it said there, and where it was raised."""
+    """The cause of an exception that was raised in a child process: what it said there, and its `trace`."""
+
+    def __init__(self, text: str, trace: str | None = None) -> None:
+        super().__init__(text)
+        self.trace = trace

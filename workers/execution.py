@@ -17,9 +17,11 @@ from outbox.settings import Settings
 from workers.arguments import arguments
 from workers.database import Database
 from workers.dependencies import NONE_GIVEN, composed
-from workers.errors import SupersededError
+from workers.errors import SupersededError, TransactionFailedError
+from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
+from workers.outcome import take
 from workers.processes import Processes
 from workers.threads import Threads
 from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable, write_outcome
@@ -81,17 +83,23 @@ class Execution:
     # Plain
 
     async def _plain(self, job: Job) -> bool:
-        await self.call(**self.arguments(job))
+        returned = await self.call(**self.arguments(job))
+        if returned is not None:
+            take(returned)
         return False
 
     async def _plain_in_thread(self, job: Job) -> bool:
         arguments = self.arguments(job)
-        await self._in_thread(job, lambda: self.call(**arguments))
+        returned = await self._in_thread(job, lambda: self.call(**arguments))
+        if returned is not None:
+            take(returned)
         return False
 
     async def _plain_in_process(self, job: Job) -> bool:
         assert self._processes is not None
-        await self._processes.run(job)
+        returned = await self._processes.run(job)
+        if returned is not None:
+            take(returned)
         return False
 
     async def _in_thread(self, job: Job, call: Callable[[], Any]) -> Any:
@@ -136,8 +144,10 @@ class Execution:
                 raise
             except (sqlalchemy.exc.DBAPIError, psycopg.Error) as error:
                 why = repeatable(error)
-                if why is None or repeat == REPEATS or job.cause is not None:
+                if why is None or job.cause is not None:
                     raise
+                if repeat == REPEATS:
+                    raise TransactionFailedError(f"{why}, {REPEATS + 1} times: {describe(error)}") from error
                 self._log.warning("transaction.repeated", event_id=job.event_id, why=why)
                 if why == "connection" and await self._recorded(job):
                     return True
@@ -156,7 +166,9 @@ class Execution:
         session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
         arguments[self.handler.binding.injected["async_session"]] = session
         try:
-            await self.call(**arguments)
+            returned = await self.call(**arguments)
+            if returned is not None:
+                take(returned)
             await session.run_sync(finish, job)
         except BaseException:
             session.sync_session.ours = True  # type: ignore[attr-defined]
@@ -170,7 +182,9 @@ class Execution:
             session = HandlerSession(self._engine, expire_on_commit=False)
             arguments[self.handler.binding.injected["session"]] = session
             try:
-                self.call(**arguments)
+                returned = self.call(**arguments)
+                if returned is not None:
+                    take(returned)
                 finish(session, job)
             except BaseException:
                 session.ours = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from workers.backoff import Backoff
+from workers.backoff import DEFAULT, Delays
 from workers.binding import Binding
+from workers.outcome import NONE_FINAL
+from workers.verdict import Verdicts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +26,7 @@ class Handler:
     binding: Binding
     max_attempts: int = 10
     timeout: float = 30.0
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Delays = DEFAULT
     concurrency: int | None = None
     pool: Literal["process"] | None = None
     """Where a `def` handler runs: None for threads."""
@@ -34,6 +36,8 @@ class Handler:
     """Seconds that a batch waits for more after its first event."""
     start_at: str | None = None
     """Where it begins when it is new, as a PostgreSQL timestamp; None leaves it to the relay."""
+    verdicts: Verdicts = NONE_FINAL
+    """Which errors are final at once."""
 
     @property
     def asynchronous(self) -> bool:

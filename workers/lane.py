@@ -96,6 +96,7 @@ class Lane:
         self._context = contextvars.copy_context()
         bound = self._context.run(bind_contextvars, handler=handler.name, event_id="", attempt=1)
         self._event_id, self._attempt_number = bound["event_id"].var, bound["attempt"].var
+        self._decide = partial(judge, verdicts=handler.verdicts)
 
     # What comes in
 
@@ -189,7 +190,7 @@ class Lane:
     def _judge(self, job: Job, error: BaseException) -> Outcome:
         if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
             error = HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
-        decide = partial(crash.judge, crashes=job.crashes) if isinstance(error, ChildDiedError) else judge
+        decide = partial(crash.judge, crashes=job.crashes) if isinstance(error, ChildDiedError) else self._decide
         outcome = decide(
             error,
             attempt=job.attempt,

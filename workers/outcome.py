@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from datetime import timedelta
 
-from workers.backoff import Backoff
-from workers.errors import ChildTraceback, Reject, RetryLater, Snooze
-
-MAX_ERROR_LENGTH = 4000
-"""Characters of an error that are kept."""
+from workers.backoff import Delays
+from workers.errors import Reject, RetryLater, Snooze, seconds
+from workers.failure import clean, describe, trace
+from workers.verdict import Verdicts
 
 MAX_CRASHES = 3
 """How often the worker of one delivery may die before it is given up."""
@@ -18,15 +16,27 @@ MAX_CRASHES = 3
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It worked."""
+    """It worked. A handler may return it; None, or whatever is no outcome, means the same.
+
+    >>> return workers.Done()
+    """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Retry:
-    """It failed; try again in `delay` seconds."""
+    """It failed; try again in `delay` (seconds or timedelta; None leaves it to the handler's backoff).
 
-    delay: float
-    error: str
+    Returned by a handler it does what raising `RetryLater` does: it costs an attempt, and a transaction is rolled back.
+
+    >>> return workers.Retry(delay=60, reason="the bank is closed")
+    """
+
+    delay: float | None
+    reason: str
+
+    def __init__(self, delay: float | timedelta | None = None, reason: str = "asked to be tried again later") -> None:
+        object.__setattr__(self, "delay", None if delay is None else seconds(delay))
+        object.__setattr__(self, "reason", reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,54 +44,63 @@ class Snoozed:
     """It was put off by `delay` seconds, at no cost."""
 
     delay: float
-    error: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """It failed for good."""
+    """It failed for good, with `reason` as the dead letter's error.
 
-    error: str
+    Returned by a handler it does what raising `Reject` does; a transaction is rolled back.
+
+    >>> return workers.Dead("no such user")
+    """
+
+    reason: str
+    traceback: str | None = field(default=None, compare=False, repr=False)
+    """Where it was raised, for the dead letter."""
 
 
 Outcome = Done | Retry | Snoozed | Dead
 DONE = Done()
+NONE_FINAL = Verdicts()
 
 
-def judge(error: BaseException, *, attempt: int, max_attempts: int, backoff: Backoff, random: float) -> Outcome:
+def said(returned: object) -> RetryLater | Snooze | Reject | None:
+    """What a handler would have raised to say what it returned; None for success."""
+    if isinstance(returned, Retry):
+        return RetryLater(returned.delay, returned.reason)
+    if isinstance(returned, Dead):
+        return Reject(returned.reason)
+    # Who writes `return` for `raise` must not have said "done".
+    return returned if isinstance(returned, RetryLater | Snooze | Reject) else None
+
+
+def take(returned: object) -> None:
+    """Raise what a handler's return value stands for, unless that is success."""
+    if (error := said(returned)) is not None:
+        raise error
+
+
+def judge(
+    error: BaseException,
+    *,
+    attempt: int,
+    max_attempts: int,
+    backoff: Delays,
+    random: float,
+    verdicts: Verdicts = NONE_FINAL,
+) -> Outcome:
     """The outcome of an attempt that ended with `error`; `attempt` counts from 1.
 
     >>> judge(ValueError("no"), attempt=10, max_attempts=10, backoff=Backoff(), random=0.5)
-    Dead(error='ValueError: no')
+    Dead(reason='ValueError: no')
     """
     if isinstance(error, Snooze):
-        return Snoozed(error.delay, str(error))
+        return Snoozed(error.delay, clean(str(error.reason)))
     if isinstance(error, Reject):
-        return Dead(clean(f"rejected: {error.reason}"))
-    if attempt >= max_attempts:
-        return Dead(describe(error))
-    delay = error.delay if isinstance(error, RetryLater) else backoff.delay(attempt, random)
-    return Retry(delay, describe(error))
-
-
-def describe(error: BaseException) -> str:
-    """An error as one text for people: its type, its message, and where the handler raised it."""
-    if isinstance(error.__cause__, ChildTraceback):
-        return clean(str(error.__cause__))
-    frames = traceback.extract_tb(error.__traceback__)
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be shown)"
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    if frames:
-        last = frames[-1]
-        place = f" (at {Path(last.filename).name}:{last.lineno} in {last.name})"
-        return clean(text, MAX_ERROR_LENGTH - len(place)) + place
-    return clean(text)
-
-
-def clean(text: str, limit: int = MAX_ERROR_LENGTH) -> str:
-    """`text` as PostgreSQL can store it: no NUL, no lone surrogates, not too long."""
-    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        return Dead(clean(f"rejected: {error.reason}"), trace(error))
+    if attempt >= max_attempts or verdicts.final(error):
+        return Dead(describe(error), trace(error))
+    delay = error.delay if isinstance(error, RetryLater) else None
+    return Retry(backoff.delay(attempt, random, error) if delay is None else delay, describe(error))

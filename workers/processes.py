@@ -17,9 +17,10 @@ from typing import cast
 from outbox.settings import Settings
 from workers.child import HEADER, Answer, Hello, Request, find, pack
 from workers.errors import ChildDiedError, ChildFailedError, ChildTraceback, HandlerError, HandlerTimeoutError
+from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import Outcome, describe
+from workers.outcome import Outcome
 
 START_LIMIT = 60.0
 """Seconds that a child may take to import its handler."""
@@ -222,7 +223,7 @@ class Processes:
 def _unwrap(answer: Answer) -> Outcome | None:
     if answer.text is None:
         return answer.value
-    raise (answer.error or ChildFailedError(answer.text)) from ChildTraceback(answer.text)
+    raise (answer.error or ChildFailedError(answer.text)) from ChildTraceback(answer.text, answer.trace)
 
 
 def manner(status: int) -> str:

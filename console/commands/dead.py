@@ -9,7 +9,7 @@ import typer
 
 from console import options
 from console.commands.selection import Ids, Since, Until, read_ids, read_span
-from console.listing import Form, Output, note, show
+from console.listing import Form, Output, cell, note, say, show
 
 if TYPE_CHECKING:
     from outbox.admin import DeadLetter
@@ -38,7 +38,8 @@ def dead(
 ) -> None:
     """List dead letters, the latest first: deliveries that failed for good and were not put back.
 
-    JSON shows payloads and headers too. `outbox replay` runs them again.
+    With ids, each letter's traceback follows. JSON shows it too, with payload and headers. `outbox replay` runs them
+    again.
 
     \b
     outbox dead --handler send_email --since 2h
@@ -57,10 +58,21 @@ def dead(
     settings = options.settings(database_url=database_url, schema_name=schema)
     found = admin.dead_letters(settings, which, limit=limit)
     show([row(letter) for letter in found], COLUMNS, output, empty="no dead letter fits")
+    if ids and output is Form.TABLE:
+        for letter in found:
+            show_traceback(letter)
     if len(found) == limit:
         total = admin.count_dead_letters(settings, which)
         if total > limit:
             note(f"{limit} of {total} are shown; see --limit")
+
+
+def show_traceback(letter: DeadLetter) -> None:
+    """Print where a delivery failed, under a heading that says which."""
+    say()
+    say(f"{letter.event_id} at {letter.handler}")
+    for line in (letter.traceback or letter.error).splitlines():
+        say(f"  {cell(line)}")
 
 
 def row(letter: DeadLetter) -> dict[str, Any]:
@@ -72,6 +84,7 @@ def row(letter: DeadLetter) -> dict[str, Any]:
         "key": letter.key,
         "attempts": letter.attempts,
         "error": letter.error,
+        "traceback": letter.traceback,
         "died_at": letter.died_at,
         "event_created_at": letter.event_created_at,
         "payload": json.loads(letter.payload_json),

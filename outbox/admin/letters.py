@@ -47,7 +47,10 @@ class Filter:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A delivery that failed for good, with a copy of its event. `payload_json` is the text that was stored."""
+    """A delivery that failed for good, with a copy of its event. `payload_json` is the text that was stored.
+
+    `traceback` is the last error with its causes and where they were raised; None if no run raised one.
+    """
 
     event_id: UUID
     handler: str
@@ -59,6 +62,7 @@ class DeadLetter:
     event_created_at: datetime
     payload_json: str
     headers: Mapping[str, str] | None
+    traceback: str | None = None
 
 
 def dead_letters(

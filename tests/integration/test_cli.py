@@ -321,6 +321,19 @@ def test_dead_letters_are_listed_in_every_form(outbox: Run, db: Db) -> None:
     assert (none.returncode, none.stdout, none.stderr) == (0, "", "no dead letter fits\n")
 
 
+def test_dead_letters_that_are_named_show_where_they_failed(outbox: Run, db: Db) -> None:
+    (id,) = die(db, "bill", error="ValueError: no")
+    trace = 'ValueError: no\n  File "tasks.py", line 7, in bill\n    raise ValueError("\x1b[31mno")'
+    db.execute("UPDATE outbox.dead_letter SET traceback = %s", [trace])
+    assert json.loads(outbox("dead", "-o", "json").stdout)[0]["traceback"] == trace
+    assert "tasks.py" not in outbox("dead").stdout
+    shown = outbox("dead", id).stdout
+    assert f'{id} at bill\n  ValueError: no\n    File "tasks.py", line 7, in bill\n' in shown
+    assert "\x1b" not in shown
+    db.execute("UPDATE outbox.dead_letter SET traceback = NULL")
+    assert outbox("dead", id).stdout.endswith(f"{id} at bill\n  ValueError: no\n")
+
+
 def test_a_dry_run_counts_shows_a_sample_and_changes_nothing(outbox: Run, db: Db) -> None:
     die(db, "bill", 12)
     facts = json.loads(outbox("replay", "--all", "--dry-run", "--limit", "11", "-o", "json").stdout)

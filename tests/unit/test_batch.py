@@ -55,6 +55,16 @@ def test_answers_come_in_order_or_by_id_and_none_means_done() -> None:
     assert answers(three, {first.event().id: None, second.event_id: error}) == expected
 
 
+def test_outcomes_are_answers_for_one_event_or_for_all() -> None:
+    first, second = two = jobs(2)
+    later, dead = answers(two, [workers.Retry(5, "busy"), workers.Dead("no")])
+    assert (later[0], type(later[1]), later[1].delay) == (first, workers.RetryLater, 5)
+    assert (dead[0], type(dead[1]), dead[1].reason) == (second, workers.Reject, "no")
+    assert answers(two, Done()) == [(first, DONE), (second, DONE)]
+    assert [(job, str(error)) for job, error in answers(two, workers.Dead("no"))] == [(first, "no"), (second, "no")]
+    assert all(isinstance(error, workers.RetryLater) for _, error in answers(two, workers.RetryLater(1)))
+
+
 @pytest.mark.parametrize("returned", [[], [None, None], "ab", b"ab", 3, {"x": None}, [1, None, None], object()])
 def test_an_answer_that_is_none_is_refused_with_advice(returned: object) -> None:
     with pytest.raises(BatchAnswerError, match=r"a list in their order or a dict by event\.id"):

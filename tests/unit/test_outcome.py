@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from workers.backoff import Backoff
+import workers
+from workers.backoff import Backoff, delays
 from workers.errors import Reject, RetryLater, Snooze
-from workers.outcome import Dead, Outcome, Retry, Snoozed, clean, describe, judge
+from workers.outcome import Dead, Outcome, Retry, Snoozed, judge, take
+from workers.verdict import Verdicts
 
 
 def judged(error: BaseException, attempt: int = 1) -> Outcome:
@@ -40,25 +44,72 @@ def test_whatever_a_handler_raises_is_a_failed_attempt(error: BaseException) -> 
     assert isinstance(judged(error), Retry)
 
 
-def test_an_error_says_where_it_was_raised() -> None:
+def test_retry_later_may_leave_the_delay_to_the_backoff() -> None:
+    assert judged(RetryLater(None, "busy"), 2) == Retry(8.0, "RetryLater: busy")
+
+
+def test_a_final_error_dies_at_the_first_attempt() -> None:
+    outcome = judge(
+        KeyError("x"), attempt=1, max_attempts=9, backoff=Backoff(), random=0, verdicts=Verdicts(dead_on=(LookupError,))
+    )
+    assert outcome == Dead("KeyError: 'x'")
+
+
+def test_the_backoff_may_look_at_the_error() -> None:
+    from tenacity import wait_exception
+
+    waits = delays(wait_exception(lambda error: error.args[0]))
+    assert judge(ValueError(7), attempt=1, max_attempts=2, backoff=waits, random=0.0) == Retry(7.0, "ValueError: 7")
+
+
+def test_a_dead_delivery_keeps_where_its_error_was_raised() -> None:
     try:
         raise ValueError("no")
     except ValueError as error:
-        text = describe(error)
-    assert text.startswith("ValueError: no (at test_outcome.py:")
+        outcome = judged(error, 3)
+    assert isinstance(outcome, Dead)
+    assert outcome.traceback is not None
+    assert 'raise ValueError("no")' in outcome.traceback
 
 
-def test_an_error_that_cannot_be_shown_is_still_described() -> None:
-    class Rude(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError
-
-    assert describe(Rude()).startswith("Rude: (its message")
+@pytest.mark.parametrize("returned", [workers.Done(), True, False, 0, "no", object(), workers.Done, Backoff()])
+def test_whatever_else_a_handler_returns_means_done(returned: object) -> None:
+    take(returned)
 
 
-def test_an_error_is_made_storable() -> None:
-    assert clean("a\x00b\ud800") == "a\\x00b\\ud800"
-    assert len(clean("x" * 10_000)) == 4000
+def test_a_returned_retry_or_dead_is_what_raising_says() -> None:
+    with pytest.raises(RetryLater, match="the bank is closed") as later:
+        take(workers.Retry(delay=timedelta(minutes=1), reason="the bank is closed"))
+    assert later.value.delay == 60
+    with pytest.raises(RetryLater) as whenever:
+        take(workers.Retry())
+    assert whenever.value.delay is None
+    with pytest.raises(Reject, match="no such user"):
+        take(workers.Dead("no such user"))
+
+
+@pytest.mark.parametrize("error", [RetryLater(1), Snooze(1), Reject("no")])
+def test_an_outcome_that_is_returned_where_it_should_be_raised_is_not_taken_for_done(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        take(error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [workers.Done(), workers.Retry(5, "busy"), workers.Dead("no"), RetryLater(5, "busy"), Snooze(5), Reject("no")],
+)
+def test_outcomes_travel_between_processes(value: Any) -> None:
+    there = pickle.loads(pickle.dumps(value))
+    assert type(there) is type(value)
+    assert str(there) == str(value)
+    assert getattr(there, "delay", None) == getattr(value, "delay", None)
+
+
+@pytest.mark.parametrize("delay", [float("inf"), 1e20, timedelta.max])
+def test_a_delay_that_postgresql_could_not_hold_is_refused(delay: float | timedelta) -> None:
+    for make in (RetryLater, Snooze, workers.Retry):
+        with pytest.raises(ValueError, match="a delay must be"):
+            make(delay)
 
 
 def test_a_delay_must_be_finite() -> None:

@@ -109,7 +109,7 @@ def test_the_third_crash_and_the_last_attempt_are_final(crashes: int, attempt: i
         backoff=workers.Backoff(), random=0.0,
     )  # fmt: skip
     assert type(found) is outcome
-    assert "killed by SIGSEGV" in found.error
+    assert "killed by SIGSEGV" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ WITH died AS (
      AND d.event_created_at = 'epoch'::timestamptz + %(at)s * interval '1 microsecond'
   RETURNING d.event_id, d.handler, d.event_created_at, d.attempts, d.error
 )
-INSERT INTO {schema}.dead_letter (event_id, handler, event_created_at, name, key, payload, headers, attempts, error)
+INSERT INTO {schema}.dead_letter (event_id, handler, event_created_at, name, key, payload, headers, attempts, error, traceback)
 SELECT d.event_id, d.handler, d.event_created_at, %(name)s, %(key)s, %(payload)s::json, %(headers)s::json, d.attempts,
-       d.error
+       d.error, %(traceback)s
   FROM died AS d
 ON CONFLICT (event_id, handler) DO UPDATE
-  SET attempts = excluded.attempts, error = excluded.error, died_at = clock_timestamp(), replayed_at = NULL
+  SET attempts = excluded.attempts, error = excluded.error, traceback = excluded.traceback, died_at = clock_timestamp(),
+      replayed_at = NULL
 RETURNING event_id::text, handler

@@ -1,7 +1,7 @@
 -- Dead letters that nobody has put back yet, the latest first or the oldest. Index: dead_letter_died_at in
 -- either direction (the planner sees through the CASE); by id the primary key.
 SELECT event_id, handler, event_created_at, name AS event_name, key, payload::text AS payload_json, headers, attempts, error,
-       died_at
+       traceback, died_at
   FROM {schema}.dead_letter
  WHERE replayed_at IS NULL
    AND (%(ids)s::uuid[] IS NULL OR event_id = ANY(%(ids)s::uuid[]))

@@ -85,7 +85,7 @@ def test_the_backoff_and_the_last_attempt_count() -> None:
     first, last = run_sync(app, "send"), run_sync(app, "send", attempt=3)
     assert isinstance(first, Retry)
     assert first.delay == 2
-    assert "ValueError: no" in first.error
+    assert "ValueError: no" in first.reason
     assert isinstance(last, Dead)
 
 
@@ -97,7 +97,7 @@ def test_a_payload_that_does_not_fit_names_the_field() -> None:
 
     outcome = run_sync(app, "send", {"user_id": "seven"})
     assert isinstance(outcome, Retry)
-    assert "'user_id'" in outcome.error
+    assert "'user_id'" in outcome.reason
     with pytest.raises(outbox.PayloadError):
         run_sync(app, "send", {"user_id": object()})
 
@@ -117,7 +117,7 @@ def test_a_run_that_takes_too_long_is_interrupted() -> None:
     for name in ("send", "send_in_thread"):
         outcome = run_sync(app, name)
         assert isinstance(outcome, Retry)
-        assert "timed out after 0.05 s" in outcome.error
+        assert "timed out after 0.05 s" in outcome.reason
 
 
 def test_a_run_is_interrupted_when_the_test_is() -> None:
