@@ -279,3 +279,30 @@ def test_a_child_that_cannot_start_is_a_failed_attempt_and_says_why(
     outbox.publish("e", {"n": 1})
     wait_for(lambda: outbox.count("dead") == 1)
     assert error in outbox.one("SELECT error FROM outbox.dead_letter")
+
+
+OUTCOMES = """
+@app.handler("e", pool="process", backoff=3600, dead_on=LookupError, retry_on=OSError)
+def h(n: int) -> object:
+    if n == 4:
+        return broken("redis://shop:s3cret@cache/0")
+    return [None, workers.Done(), workers.Dead("no such user"), workers.Retry(delay=60, reason="closed")][n]
+
+def broken(url: str) -> None:
+    raise KeyError(url)
+"""
+
+
+def test_a_child_returns_outcomes_and_its_errors_are_sorted_and_kept_as_any_others(
+    outbox: Any, start: Callable[..., Any], wait_for: Any
+) -> None:
+    outbox.attach("h", "e")
+    start(HEAD + OUTCOMES)
+    outbox.publish("e", *({"n": n} for n in range(5)))
+    wait_for(lambda: outbox.count("done") == 2 and outbox.count("dead") == 2 and outbox.count("retrying") == 1)
+    assert outbox.one("SELECT error FROM outbox.delivery WHERE state = 'retrying'").startswith("RetryLater: closed")
+    letters = outbox.sql.execute("SELECT payload->>'n', error, traceback FROM outbox.dead_letter ORDER BY 1").fetchall()
+    assert letters[0][:2] == ("2", "rejected: no such user")
+    assert letters[1][1].startswith("KeyError: 'redis://shop:***@cache/0' (at tasks.py:")
+    assert "in broken\n" in letters[1][2]
+    assert "s3cret" not in letters[1][2]
