@@ -60,7 +60,8 @@ def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
     """What a handler says of each event: `DONE` or an exception.
 
     It returns None when all went well, one outcome for all events, or one value for each, in order or by event id: an
-    outcome or an exception. None stands for done, also for ids that are not mentioned. Raises `BatchAnswerError` for anything else.
+    outcome or an exception. None stands for done, also for ids that are not mentioned. Raises `BatchAnswerError` for
+    anything else.
     """
     if returned is None or isinstance(returned, Done):
         return [(job, DONE) for job in jobs]

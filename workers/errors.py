@@ -86,7 +86,7 @@ class BatchAnswerError(OutboxError):
     def __init__(self, what: str) -> None:
         super().__init__(
             "a batch handler returns None, or an outcome for each event: a list in their order or a dict by event.id, "
-            f"with workers.Done, an exception or None for each; {what}"
+            f"with workers.Done, Retry or Dead, an exception or None for each; {what}"
         )
 
 
