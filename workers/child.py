@@ -24,11 +24,10 @@ from typing import Any, cast
 from structlog.contextvars import bind_contextvars
 
 from outbox import telemetry, trace
-from workers import binding
+from workers import binding, failure
 from workers.arguments import arguments
 from workers.dependencies import composed
 from workers.errors import ChildFailedError
-from workers.failure import describe, trace
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import Outcome, take
@@ -177,10 +176,10 @@ def _called(handler: Handler, call: Callable[..., Any], job: Job) -> Any:
 
 def failed(error: BaseException) -> Answer:
     """The answer that carries `error`: itself, if it survives the way, and what it says."""
-    text = describe(error)
+    text = failure.describe(error)
     try:
         data = pickle.dumps(error)
         carried = len(data) <= LARGEST_ERROR and type(pickle.loads(data)) is type(error)
     except Exception:
         carried = False
-    return Answer(error=error if carried else None, text=text, trace=trace(error))
+    return Answer(error=error if carried else None, text=text, trace=failure.trace(error))
