@@ -19,12 +19,12 @@ from shop.models import Base, Order, TaxRate, User
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Make the shop's tables. A real service would leave that to Alembic."""
-    async with engine.begin() as connection:
+    async with engine().begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         rates = [{"country": "DE", "percent": 19}, {"country": "FR", "percent": 20}]
         await connection.execute(insert(TaxRate).values(rates).on_conflict_do_nothing())
     yield
-    await engine.dispose()
+    await engine().dispose()
 
 
 app = FastAPI(title="Shop", lifespan=lifespan)

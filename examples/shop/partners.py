@@ -33,5 +33,5 @@ async def send_mail(recipient: str, subject: str, idempotency_key: str) -> None:
     """Send a mail; the second request with a key sends nothing, as with real providers."""
     mail = insert(Mail).values(idempotency_key=idempotency_key, recipient=recipient, subject=subject, requests=1)
     again = mail.on_conflict_do_update(index_elements=[Mail.idempotency_key], set_={"requests": Mail.requests + 1})
-    async with engine.begin() as provider:
+    async with engine().begin() as provider:
         await provider.execute(again)
