@@ -11,7 +11,15 @@ from outbox.event import Event
 from workers.app import App
 from workers.backoff import Backoff
 from workers.context import Context
-from workers.errors import HandlerError, PayloadMismatchError, Reject, RetryLater, SessionOwnedError, Snooze
+from workers.errors import (
+    HandlerError,
+    PayloadMismatchError,
+    Reject,
+    RetryLater,
+    SessionOwnedError,
+    Snooze,
+    SoftTimeout,
+)
 from workers.outcome import Dead, Done, Retry
 from workers.worker import Worker
 
@@ -30,5 +38,6 @@ __all__ = [
     "RetryLater",
     "SessionOwnedError",
     "Snooze",
+    "SoftTimeout",
     "Worker",
 ]

@@ -76,6 +76,7 @@ class App:
         name: str | None = None,
         max_attempts: int = 10,
         timeout: float = 30.0,
+        soft_timeout: float | None = None,
         backoff: BackoffLike | None = None,
         retry_on: Classes | None = None,
         dead_on: Classes | None = None,
@@ -88,7 +89,11 @@ class App:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
         `name` is the handler's name (the function's by default), under which its progress is kept: do not change it
-        lightly. `timeout` is in seconds. `concurrency` is how many runs one process does at once.
+        lightly. `concurrency` is how many runs one process does at once.
+
+        `timeout` and `soft_timeout` are in seconds. At the soft one `SoftTimeout` is raised in the run, so that it may
+        clean up. At the other its time is over: a coroutine is cancelled, a thread gets an exception, which a call into
+        C notices only when it returns, and a child process is killed.
 
         `pool="process"` runs a plain `def` handler in child processes, one run at a time in each: for work that keeps
         the interpreter busy, that may crash, or that must end at its timeout whatever it does. A child imports the
@@ -123,7 +128,7 @@ class App:
         >>> @app.handler("order_placed", timeout=5, backoff=workers.Backoff(initial=2, maximum=60))
         ... def book(order_id: int, session: Session) -> None: ...
         """
-        _check_options(event_name, max_attempts, timeout, concurrency)
+        _check_options(event_name, max_attempts, timeout, soft_timeout, concurrency)
         start_at = _start_at(start)
         waits = self._backoff if backoff is None else delays(backoff)
         judged = verdicts(
@@ -161,6 +166,7 @@ class App:
                 max_attempts=max_attempts,
                 timeout=timeout,
                 backoff=waits,
+                soft_timeout=soft_timeout,
                 concurrency=concurrency,
                 pool=pool,
                 start_at=start_at,
@@ -186,7 +192,9 @@ def _start_at(start: Start | None) -> str | None:
     raise HandlerError(f'start must be "beginning", "now" or a datetime with a time zone, not {start!r}')
 
 
-def _check_options(event_name: str, max_attempts: int, timeout: float, concurrency: int | None) -> None:
+def _check_options(
+    event_name: str, max_attempts: int, timeout: float, soft_timeout: float | None, concurrency: int | None
+) -> None:
     try:
         check_name(event_name)
     except PayloadError as error:
@@ -195,5 +203,7 @@ def _check_options(event_name: str, max_attempts: int, timeout: float, concurren
         raise HandlerError("max_attempts must be at least 1")
     if not 0 < timeout < float("inf"):
         raise HandlerError("timeout must be a positive number of seconds")
+    if soft_timeout is not None and not 0 < soft_timeout < timeout:
+        raise HandlerError("soft_timeout must be a positive number of seconds, and shorter than timeout")
     if concurrency is not None and concurrency < 1:
         raise HandlerError("concurrency must be at least 1")

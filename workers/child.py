@@ -31,6 +31,7 @@ from workers.errors import ChildFailedError
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import Outcome, take
+from workers.soft_timeout import in_main_thread
 
 HEADER = struct.Struct("!Q")
 """The length of the message that follows."""
@@ -48,6 +49,7 @@ class Hello:
     module: str
     qualname: str
     max_attempts: int
+    soft_timeout: float | None
     log_level: str
     log_format: str
 
@@ -111,6 +113,8 @@ def main(descriptor: int) -> None:
         connection.sendall(pack(failed(error)))
         return
     call = composed(handler)
+    if hello.soft_timeout is not None:
+        call = in_main_thread(call, hello.soft_timeout)
     connection.sendall(pack(Answer()))
     while (request := _receive(connection)) is not None:
         connection.sendall(_answer(handler, call, request))

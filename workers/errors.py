@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -96,6 +97,23 @@ class HandlerTimeoutError(OutboxError):
 
 class TransactionFailedError(OutboxError):
     """A handler's transaction failed again and again through no fault of the handler: conflicts or lost connections."""
+
+
+class SoftTimeout(asyncio.CancelledError):
+    """Raised inside a run, once, when it has used up its handler's `soft_timeout`: time to clean up.
+
+    Who catches it may still end well, until `timeout`. Who lets it pass fails the attempt. It is no `Exception`, so
+    that `except Exception` does not take it for a failure of what was called.
+
+    >>> try:
+    ...     await convert(video)
+    ... except workers.SoftTimeout:
+    ...     await remember(video.position)
+    ...     raise workers.RetryLater(60) from None
+    """
+
+    def __init__(self, message: str = "it ran for longer than its soft timeout") -> None:
+        super().__init__(message)
 
 
 class SupersededError(OutboxError):

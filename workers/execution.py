@@ -23,6 +23,7 @@ from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import take
 from workers.processes import Processes
+from workers.soft_timeout import in_coroutine, in_thread
 from workers.threads import Threads
 from workers.transaction import HandlerSession, finish, limit_idle, record_on_commit, repeatable, write_outcome
 
@@ -49,6 +50,9 @@ class Execution:
     ) -> None:
         self.handler = handler
         self.call = composed(handler, resources)
+        if handler.soft_timeout is not None:
+            told = in_coroutine if handler.asynchronous else in_thread
+            self.call = told(self.call, handler.soft_timeout)
         self._settings = settings
         self._database = database
         self._log = log.bind(handler=handler.name)

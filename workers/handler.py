@@ -17,7 +17,8 @@ from workers.verdict import Verdicts
 class Handler:
     """A function and how it is run. Made by `App.handler`.
 
-    `timeout` is in seconds; `concurrency` is the number of runs at once in one process, None for the worker's default.
+    `timeout` and `soft_timeout` are in seconds; `concurrency` is the number of runs at once in one process, None for
+    the worker's default.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Handler:
     max_attempts: int = 10
     timeout: float = 30.0
     backoff: Delays = DEFAULT
+    soft_timeout: float | None = None
     concurrency: int | None = None
     pool: Literal["process"] | None = None
     """Where a `def` handler runs: None for threads."""

@@ -146,7 +146,7 @@ class Processes:
             )
         self._hello = Hello(
             handler.name, handler.event_name, function.__module__, function.__qualname__, handler.max_attempts,
-            settings.log_level, settings.log_format,
+            handler.soft_timeout, settings.log_level, settings.log_format,
         )  # fmt: skip
         self._timeout = handler.timeout
         self._idle: list[Child] = []

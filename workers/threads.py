@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from workers.errors import HandlerTimeoutError
+from workers.errors import HandlerTimeoutError, SoftTimeout
 
 
 class Ticket:
@@ -104,7 +104,7 @@ class Threads:
                 return
             try:
                 ticket.run()
-            except HandlerTimeoutError:
+            except (HandlerTimeoutError, SoftTimeout):
                 # The interruption came just after the call had ended.
                 return
             if ticket.interrupted:

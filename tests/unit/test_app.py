@@ -42,6 +42,8 @@ def test_duplicate_names_are_refused() -> None:
     [
         {"max_attempts": 0},
         {"timeout": 0},
+        {"soft_timeout": 0},
+        {"timeout": 5, "soft_timeout": 5},
         {"timeout": float("inf")},
         {"concurrency": 0},
         {"start": "then"},
