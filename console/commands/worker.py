@@ -10,9 +10,11 @@ import typer
 
 from console import options
 
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the workers.App is, as shop.tasks:app.")]
+
 
 def worker(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the workers.App is, as shop.tasks:app.")],
+    target: Target,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Worker processes.")] = 1,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at a time in each process.")
@@ -40,9 +42,7 @@ def worker(
     outbox worker shop.tasks:app
     outbox worker shop.tasks:app --processes 4 --concurrency 50
     """
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise typer.BadParameter("say where the application is, as MODULE:APP, for example shop.tasks:app")
+    check_form(target)
     settings = options.settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -61,6 +61,13 @@ def worker(
     # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.
     status = supervisor.run(target, settings, processes=processes, concurrency=concurrency, max_events=max_events)
     raise typer.Exit(1 if status else 0)
+
+
+def check_form(target: str) -> None:
+    """What is not of the form MODULE:APP is wrong usage."""
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise typer.BadParameter("say where the application is, as MODULE:APP, for example shop.tasks:app")
 
 
 def find_modules_here() -> None:

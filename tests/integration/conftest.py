@@ -1,10 +1,12 @@
-"""A proxy before a server, for faults of the network."""
+"""A proxy before a server, for faults of the network; a mark by which a program's processes are found."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -122,3 +124,39 @@ def database_proxy(database_url: str, open_proxy: Callable[[Target], Proxy]) -> 
     proxy = open_proxy(target)
     user = urlsplit(database_url).netloc.rpartition("@")[0]
     return proxy, f"postgresql://{user}@127.0.0.1:{proxy.port}/{database}"
+
+
+SETTLE = 15.0
+"""Seconds within which processes that were told to end are gone."""
+
+
+class Mark:
+    """A variable in the environment of a program, by which all of its processes are found."""
+
+    def __init__(self) -> None:
+        self.variables = {"PROCESS_OF_TEST": uuid.uuid4().hex}
+
+    def running(self) -> list[str]:
+        """Command lines of the processes that are still there."""
+        found = []
+        mark = "".join(f"{name}={value}" for name, value in self.variables.items()).encode()
+        for place in Path("/proc").iterdir():
+            try:
+                if mark in (place / "environ").read_bytes():
+                    found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+        return found
+
+    def assert_gone(self) -> None:
+        """Wait until there is none."""
+        deadline = time.monotonic() + SETTLE
+        while left := self.running():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def mark() -> Mark:
+    """Put its `variables` into a program's environment."""
+    return Mark()

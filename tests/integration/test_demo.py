@@ -10,10 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -22,23 +21,21 @@ import pytest
 from console.demo.stage import Stage
 from outbox.errors import OutboxError
 
-SETTLE = 15.0
-"""Seconds within which processes that were told to end are gone."""
-
 
 class Theatre:
     """Where demos run: a temporary folder of their own, and a mark in the environment by which processes are found."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mark: Any) -> None:
         self.folder = folder
-        self.mark = f"DEMO_OF_TEST={uuid.uuid4().hex}"
+        self.mark = mark
+        self.running = mark.running
+        self.assert_gone = mark.assert_gone
 
     @property
     def environment(self) -> dict[str, str]:
-        name, _, value = self.mark.partition("=")
         # What a caller's own shop uses must not matter: nobody listens there.
         elsewhere = {"OUTBOX_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "PGHOST": "127.0.0.1"}
-        return {**os.environ, **elsewhere, "TMPDIR": str(self.folder), name: value, "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **elsewhere, "TMPDIR": str(self.folder), **self.mark.variables, "PYTHONUNBUFFERED": "1"}
 
     def perform(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -51,29 +48,12 @@ class Theatre:
             start_new_session=True,
         )
 
-    def running(self) -> list[str]:
-        """Command lines of the processes that a demo started and that are still there."""
-        found = []
-        for place in Path("/proc").iterdir():
-            try:
-                if self.mark.encode() in (place / "environ").read_bytes():
-                    found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue
-        return found
-
-    def assert_gone(self) -> None:
-        deadline = time.monotonic() + SETTLE
-        while left := self.running():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
-
 
 @pytest.fixture
-def theatre(scratch: Path) -> Iterator[Theatre]:
+def theatre(scratch: Path, mark: Any) -> Iterator[Theatre]:
     folder = Path(tempfile.mkdtemp(dir=scratch))
     folder.chmod(0o755)
-    yield Theatre(folder)
+    yield Theatre(folder, mark)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -148,8 +128,8 @@ def test_a_demo_that_is_killed_leaves_no_process(theatre: Theatre) -> None:
 
 
 def test_an_error_on_the_stage_leaves_no_process_and_no_file(theatre: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, _, value = theatre.mark.partition("=")
-    monkeypatch.setenv(name, value)
+    for name, value in theatre.mark.variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(theatre.folder))
     stage = Stage()
     with pytest.raises(RuntimeError, match="the show must not go on"), stage:  # noqa: PT012
@@ -162,8 +142,8 @@ def test_an_error_on_the_stage_leaves_no_process_and_no_file(theatre: Theatre, m
 def test_an_api_that_does_not_start_leaves_no_process_and_no_file(
     theatre: Theatre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, _, value = theatre.mark.partition("=")
-    monkeypatch.setenv(name, value)
+    for name, value in theatre.mark.variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(theatre.folder))
     stage = Stage()
     stage.api.arguments = ["uvicorn", "shop.nothing:app"]

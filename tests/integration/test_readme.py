@@ -39,6 +39,7 @@ from workers.dependencies import composed
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SQL = re.findall(r"^```sql\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SHELL = "".join(re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)).splitlines()
 FILES = {block.split("\n", 1)[0][2:]: block for block in PYTHON if block.startswith("# ")}
 
 
@@ -391,23 +392,23 @@ def test_the_quick_start_ends_as_it_says(scratch: Path) -> None:
     folder = scratch / "quick"
     folder.mkdir()
     reader = Reader(folder)
-    assert set(FILES) == {"servers.py", "shop/models.py", "shop/api.py", "shop/mail.py", "shop/tasks.py"}
+    assert set(FILES) == {"shop/models.py", "shop/api.py", "shop/mail.py", "shop/tasks.py"}
     port = free_port()
-    with reader.running("python servers.py") as servers:
-        eventually(lambda: "export" in servers.read_text(), "the servers start")
-        for word in shlex.split(servers.read_text())[1:]:
-            name, _, value = word.partition("=")
+    with reader.running(next(line for line in SHELL if line.startswith("outbox dev"))) as dev:
+        eventually(lambda: "worker.started" in dev.read_text(), "all is up")
+        printed = re.findall(r"^export (.+)$", dev.read_text(), re.MULTILINE)
+        assert len(printed) == 2
+        for word in printed:
+            name, _, value = shlex.split(word)[0].partition("=")
             reader.environment[name] = value
-        reader.run("outbox migrate")
-        with reader.running(f"uvicorn shop.api:app --port {port}") as api, reader.running("outbox relay"):
+        with reader.running(f"uvicorn shop.api:app --port {port}") as api:
             eventually(lambda: "Application startup complete" in api.read_text(), "the API starts")
-            with reader.running("outbox worker shop.tasks:app") as worker:
-                for body in re.findall(r"^curl .* -d '(.+)'$", README, re.MULTILINE):
-                    headers = {"content-type": "application/json"}
-                    url = f"http://127.0.0.1:{port}/signup"
-                    assert httpx.post(url, content=body, headers=headers, trust_env=False).is_success
-                eventually(lambda: sum(h["done"] + h["dead"] for h in reader.handlers().values()) == 4, "all end")
-                assert "to first@shop.example: Welcome!" in worker.read_text()
+            for body in re.findall(r"^curl .* -d '(.+)'$", README, re.MULTILINE):
+                headers = {"content-type": "application/json"}
+                url = f"http://127.0.0.1:{port}/signup"
+                assert httpx.post(url, content=body, headers=headers, trust_env=False).is_success
+            eventually(lambda: sum(h["done"] + h["dead"] for h in reader.handlers().values()) == 4, "all end")
+            assert "to first@shop.example: Welcome!" in dev.read_text()
             assert {name: (h["done"], h["dead"]) for name, h in reader.handlers().items()} == {
                 "send_welcome": (1, 1),
                 "award_points": (2, 0),
@@ -422,8 +423,8 @@ def test_the_quick_start_ends_as_it_says(scratch: Path) -> None:
             ]
             corrected = (folder / "shop/mail.py").read_text().replace('.endswith(".invalid")', '.endswith(".nowhere")')
             (folder / "shop/mail.py").write_text(corrected)
-            with reader.running("outbox worker shop.tasks:app") as worker:
-                assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome")
-                eventually(lambda: reader.handlers()["send_welcome"]["done"] == 2, "the letter is done")
-                assert "to second@shop.invalid: Welcome!" in worker.read_text()
+            eventually(lambda: dev.read_text().count("worker.started") == 2, "the worker starts again")
+            assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome")
+            eventually(lambda: reader.handlers()["send_welcome"]["done"] == 2, "the letter is done")
+            assert "to second@shop.invalid: Welcome!" in dev.read_text()
             assert json.loads(reader.run("outbox dead --output json")) == []

@@ -24,7 +24,7 @@ from console.program import app
 from outbox.admin import Count, HandlerStatus, Leader, Status
 from outbox.errors import ConfigurationError
 
-COMMANDS = ["migrate", "demo", "relay", "worker", "status", "events", "dead", "replay", "upkeep"]
+COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "events", "dead", "replay", "upkeep"]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
@@ -80,6 +80,10 @@ def test_the_version_is_printed() -> None:
         ["worker"],
         ["worker", "shop.tasks"],
         ["worker", "shop.tasks:app", "--processes", "0"],
+        ["dev"],
+        ["dev", "shop.tasks"],
+        ["dev", "shop.tasks:app", "--reload-dir", "nowhere"],
+        ["dev", "shop.tasks:app", "--port", "0"],
         ["migrate", "--sql", "--check"],
         ["migrate", "--roles-sql"],
         ["migrate", "--writer", "shop"],
@@ -104,6 +108,7 @@ def test_wrong_usage_exits_2_with_one_line_and_leaves_stdout_empty(
             ["worker", "shop"],
             "outbox worker: say where the application is, as MODULE:APP, for example shop.tasks:app; ",
         ),
+        (["dev", "shop"], "outbox dev: say where the application is, as MODULE:APP, for example shop.tasks:app; "),
         (["replay"], "outbox replay: say which: ids, --handler, --event, --since, --until, or --all; "),
         (["events", "-o", "xml"], "outbox events: Invalid value for '--output' / '-o': 'xml' is not one of 'table', "),
         (["dead", "--since", "1h", "--until", "2h"], "outbox dead: --since lies after --until; "),
