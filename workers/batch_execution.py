@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from psycopg import AsyncClientCursor, AsyncConnection, ClientCursor
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,7 +15,7 @@ from workers.delivery import dead_letter, failures, first_failures, keys, leases
 from workers.errors import SupersededError
 from workers.execution import Execution
 from workers.job import Job
-from workers.outcome import Dead, Done, Retry, Snoozed
+from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.queries import sql
 from workers.transaction import SUPERSEDED, HandlerSession, commit_with, finish
 
@@ -21,32 +23,44 @@ from workers.transaction import SUPERSEDED, HandlerSession, commit_with, finish
 def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
     """The rows of all deliveries of a batch, as the end of its transaction.
 
-    Raises `SupersededError` when another worker recorded an outcome for one of them first.
+    Raises `SupersededError` when another worker recorded an outcome first for one of those that worked. That of one
+    that failed stands, as it does for any failure. New rows travel with COMMIT in one message: a worker that is stopped
+    here leaves none open for which others would wait.
     """
     assert isinstance(job, Batch)
     outcomes = job.outcomes
     if any(job.closed for job, _ in outcomes):
         raise SupersededError(SUPERSEDED)
     done = [job for job, outcome in outcomes if isinstance(outcome, Done)]
-    late = [(job, outcome) for job, outcome in outcomes if isinstance(outcome, Retry | Snoozed)]
-
-    def write(name: str, params: dict[str, Any], rows: int = 1) -> None:
-        result = connection.exec_driver_sql(sql(name, schema), params)
-        if (len(result.fetchall()) if result.returns_rows else result.rowcount) != rows:
+    if finished := [job for job in done if job.lease is not None]:
+        rows = connection.exec_driver_sql(sql("finish_done", schema), keys(finished) | leases(finished)).fetchall()
+        if len(rows) != len(finished):
             raise SupersededError(SUPERSEDED)
+    statements = [_merged(connection, sql(name, schema), params) for name, params in _failed(outcomes)]
+    if first := [job for job in done if job.lease is None]:
+        statements.append(_commit_batch(first, schema))
+    elif statements:
+        statements.append("COMMIT")
+    if statements:
+        commit_with(connection, ";\n".join(statements), schema)
 
+
+def _failed(outcomes: list[tuple[Job, Outcome]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    late = [(job, outcome) for job, outcome in outcomes if isinstance(outcome, Retry | Snoozed)]
     for job, outcome in outcomes:
         if isinstance(outcome, Dead):
-            name, params = dead_letter(job, outcome.reason, outcome.traceback)
-            write(name, params)
+            yield dead_letter(job, outcome.reason, outcome.traceback)
     if failed := [(job, outcome) for job, outcome in late if job.lease is None]:
-        write("retry", first_failures(failed), len(failed))
+        yield "retry", first_failures(failed)
     if failed := [(job, outcome) for job, outcome in late if job.lease is not None]:
-        write("finish_retry", failures(failed), len(failed))
-    if finished := [job for job in done if job.lease is not None]:
-        write("finish_done", keys(finished) | leases(finished), len(finished))
-    if first := [job for job in done if job.lease is None]:
-        commit_with(connection, _commit_batch(first, schema), schema)
+        yield "finish_retry", failures(failed)
+
+
+def _merged(connection: Connection, statement: str, params: dict[str, Any]) -> str:
+    """The statement with its values put in, quoted by the driver."""
+    driver: Any = connection.connection.driver_connection
+    cursor = AsyncClientCursor if isinstance(driver, AsyncConnection) else ClientCursor
+    return str(cursor(driver).mogrify(statement, params))
 
 
 def _commit_batch(jobs: list[Job], schema: str) -> str:
