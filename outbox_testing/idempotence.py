@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
-from dataclasses import replace
 from pprint import pformat
 from typing import Any
+
+from sqlalchemy import Connection
 
 from outbox.settings import Settings
 from outbox_testing import inline
 from workers.app import App
 from workers.errors import SupersededError
-from workers.handler import Handler
+from workers.job import Job
 from workers.outcome import DONE, Outcome
+from workers.transaction import Write
 
 
 async def assert_idempotent(
@@ -34,9 +35,9 @@ async def assert_idempotent(
     `state` reads what matters, and is called after each run: a query, the mails that were sent. It may be a coroutine
     function. What it returns is compared by `==`.
 
-    A transactional handler is run four times on the same event. Twice it dies before the COMMIT: the function has
-    returned and its changes are flushed, then the transaction is broken off. The second time must change nothing: what
-    does was done outside of the transaction. Then it runs to its end, and again, as by another worker that had the
+    A transactional handler is run four times on the same event. Twice it dies before the COMMIT: all is written but the
+    delivery's row, then the transaction is broken off. The second time must change nothing: what does was done outside
+    of the transaction. Then it runs to its end, and again, as by another worker that had the
     event too: that must change nothing either. A plain handler has nothing that could be broken off: a death leaves
     what it did, and its second run, which is what follows, must change nothing.
 
@@ -47,25 +48,25 @@ async def assert_idempotent(
     found = inline.find(app, handler)
     event, where = inline.as_event(found, payload), inline.settings(database)
 
-    async def attempt(handler: Handler) -> Outcome:
-        return await inline.perform(app, handler, event, where, resources=resources)
+    async def attempt(write: Write | None = None) -> Outcome:
+        return await inline.perform(app, found, event, where, resources=resources, write=write)
 
     if found.transactional:
-        await _broken_off(found, attempt)
+        await _broken_off(found.name, attempt)
         first = await _read(state)
-        await _broken_off(found, attempt)
+        await _broken_off(found.name, attempt)
         _compare(
             first,
             await _read(state),
             f"handler {found.name!r} is not idempotent: after a death before the COMMIT the next attempt "
             "repeated what it does outside of its transaction (pass the event's id on as idempotency key)",
         )
-    outcome = await attempt(found)
+    outcome = await attempt()
     if outcome != DONE:
         raise AssertionError(f"handler {found.name!r} did not work: {outcome}")
     first = await _read(state)
     try:
-        outcome = await attempt(found)
+        outcome = await attempt()
     except SupersededError:
         outcome = DONE
     _compare(first, await _read(state), f"handler {found.name!r} is not idempotent: the second run changed the state")
@@ -94,32 +95,18 @@ class _Death(BaseException):
     """What stands for the end of the process; nothing catches it by accident."""
 
 
-async def _broken_off(handler: Handler, attempt: Callable[[Handler], Awaitable[Outcome]]) -> None:
-    """Run the function and flush its session, then break the transaction off."""
+async def _broken_off(name: str, attempt: Callable[[Write], Awaitable[Outcome]]) -> None:
+    """Run the handler up to its COMMIT, and break the transaction off."""
     reached = False
 
-    @functools.wraps(handler.function)
-    async def die(**arguments: Any) -> None:
+    def die(connection: Connection, job: Job, schema: str) -> None:
         nonlocal reached
-        await handler.function(**arguments)
-        # It is no argument when only a dependency asks for it.
-        if session := arguments.get(handler.binding.injected["async_session"]):
-            await session.flush()
         reached = True
         raise _Death
 
-    @functools.wraps(handler.function)
-    def die_in_thread(**arguments: Any) -> None:
-        nonlocal reached
-        handler.function(**arguments)
-        if session := arguments.get(handler.binding.injected["session"]):
-            session.flush()
-        reached = True
-        raise _Death
-
-    outcome = await attempt(replace(handler, function=die if handler.asynchronous else die_in_thread))
+    outcome = await attempt(die)
     if not reached:
-        raise AssertionError(f"handler {handler.name!r} did not work: {outcome}")
+        raise AssertionError(f"handler {name!r} did not work: {outcome}")
 
 
 async def _read(state: Callable[[], Any]) -> Any:

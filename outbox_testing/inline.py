@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
@@ -16,6 +17,9 @@ from outbox.event import Event
 from outbox.payload import encode, encode_headers
 from outbox.settings import Settings
 from workers.app import App
+from workers.batch import Batch
+from workers.batch_execution import BatchExecution
+from workers.batch_lane import BatchLane
 from workers.database import Database
 from workers.delivery import Recorder
 from workers.errors import SupersededError
@@ -26,6 +30,7 @@ from workers.lane import ABANDON_AFTER, Lane
 from workers.lifespan import Lifespan
 from workers.outcome import DONE, Outcome
 from workers.resources import shown
+from workers.transaction import SUPERSEDED, Write
 
 
 async def run(
@@ -43,7 +48,8 @@ async def run(
     What the worker does is done: the payload is validated and bound, parameters are injected, the handler is called
     where it belongs (event loop or thread) under its timeout, and the end is judged. A transactional handler has its
     transaction, which commits with the delivery's row. Nothing is published and Redis is not needed: events that the
-    handler adds are rows, and `outbox.testing.added` finds them. The outcome of a failure is returned, not written.
+    handler adds are rows, and `outbox.testing.added` finds them. The outcome of a failure is returned, not written. A
+    handler with `batch=` gets a list of this one event.
 
     Arguments:
         app: the application that has the handler.
@@ -118,8 +124,10 @@ async def perform(
     *,
     attempt: int = 1,
     resources: Mapping[Any, Any] | None = None,
+    write: Write | None = None,
 ) -> Outcome:
-    """One attempt of a handler, which may be changed from what the app has, with the app's resources or these."""
+    """One attempt of a handler, with the app's resources or these. `write` is called at the end of a transactional
+    handler's transaction, in place of what writes the delivery's row."""
     if handler.transactional and where is None:
         raise ConfigurationError(f"handler {handler.name!r} is transactional: pass database=, a URL or settings")
     stand_in = where or Settings(database_url=None, _env_file=None)
@@ -128,7 +136,9 @@ async def perform(
     database = Database(stand_in.libpq_url() if where else "", stand_in.schema_name, asyncio.Event(), log)
     try:
         async with _resources(app, handler, resources) as given:
-            return await _attempt(handler, Execution(handler, stand_in, database, 1, log, given), event, attempt, log)
+            parts: dict[str, Any] = {} if write is None else {"_write": staticmethod(write)}
+            kind = type("Inline", (Execution if handler.batch is None else BatchExecution,), parts)
+            return await _attempt(handler, kind(handler, stand_in, database, 1, log, given), event, attempt, log)
     finally:
         await database.close()
 
@@ -160,13 +170,18 @@ async def _attempt(handler: Handler, execution: Execution, event: Event, attempt
 
     async def call(job: Job) -> bool:
         try:
-            return await execution.run(job)
+            recorded = await execution.run(job)
         except SupersededError as error:
             superseded.append(error)
             raise
+        if isinstance(job, Batch) and job.settled:
+            superseded.append(SupersededError(SUPERSEDED))
+        return recorded
 
     ending = _Ending()
-    lane = Lane(handler, capacity=1, run=call, recorder=cast(Recorder, ending), changed=lambda: None, log=log)
+    # A batch of one does not wait for company.
+    make, handler = (Lane, handler) if handler.batch is None else (BatchLane, replace(handler, batch=1))
+    lane = make(handler, capacity=1, run=call, recorder=cast(Recorder, ending), changed=lambda: None, log=log)
     job = _job(lane, event, attempt)
     lane.active[job.event_id] = job
     try:

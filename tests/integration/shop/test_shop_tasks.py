@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox.settings import Settings
 from outbox_testing import added, assert_idempotent, drain, run
-from workers.outcome import Dead, Done, Retry
+from workers import Dead, Done, Retry
 
 pytestmark = pytest.mark.anyio
 

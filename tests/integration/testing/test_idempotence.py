@@ -169,3 +169,33 @@ def test_a_session_that_only_a_dependency_asks_for_is_the_same_transaction(
         app, "book", {"n": 3}, database=outbox_database_url, state=lambda: db.execute("SELECT n FROM effect").fetchall()
     )
     assert db.execute("SELECT n FROM effect").fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["AsyncSession", "Session"])
+def test_a_batch_handler_is_broken_off_and_repeated_like_any_other(
+    outbox_database_url: str, db: Db, asynchronous: bool, check: Any
+) -> None:
+    app, sent = App(), list[int]()
+    insert = text("INSERT INTO effect VALUES ('all', :n)")
+    if asynchronous:
+
+        @app.handler("ordered", batch=100, batch_wait=60)
+        async def count(events: list[Event], session: AsyncSession) -> None:
+            await session.execute(insert, [event.payload for event in events])
+    else:
+
+        @app.handler("ordered", batch=100, batch_wait=60)
+        def count(events: list[Event], session: Session) -> None:
+            session.execute(insert, [event.payload for event in events])
+
+    @app.handler("ordered", batch=100, batch_wait=60)
+    async def tell(events: list[Event], session: AsyncSession) -> None:
+        sent.extend(event.payload["n"] for event in events)
+
+    def state() -> Any:
+        return db.execute("SELECT n FROM effect").fetchall()
+
+    check(app, "count", {"n": 1}, state=state, database=outbox_database_url)
+    assert state() == [(1,)]
+    with pytest.raises(AssertionError, match="after a death before the COMMIT"):
+        check(app, "tell", {"n": 1}, state=lambda: sent, database=outbox_database_url)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +19,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
 
 import outbox
 from outbox.settings import Settings
@@ -100,6 +105,57 @@ def test_a_payload_that_does_not_fit_names_the_field() -> None:
     assert "'user_id'" in outcome.reason
     with pytest.raises(outbox.PayloadError):
         run_sync(app, "send", {"user_id": object()})
+
+
+def test_what_a_handler_returns_is_its_outcome() -> None:
+    app = App()
+
+    @app.handler("mail")
+    async def send(after: int) -> Done | Retry | Dead:
+        return Retry(delay=after, reason="closed") if after else Dead("no such user")
+
+    outcome = run_sync(app, "send", {"after": 60})
+    assert isinstance(outcome, Retry)
+    assert (outcome.delay, "closed" in outcome.reason) == (60, True)
+    assert isinstance(run_sync(app, "send", {"after": 0}), Dead)
+
+
+def test_a_batch_handler_gets_a_batch_of_one_at_once(finish: Any) -> None:
+    app, seen = App(), list[Any]()
+
+    @app.handler("mail", batch=100, batch_wait=60)
+    async def send(events: list[Event]) -> None:
+        seen.append([event.payload for event in events])
+
+    assert finish(run, run_sync)(app, "send", {"n": 1}) == Done()
+    assert seen == [[{"n": 1}]]
+
+
+def test_a_batch_whose_event_has_an_outcome_is_superseded(outbox_database_url: str, db: Db) -> None:
+    app = App()
+
+    @app.handler("ordered", batch=100, batch_wait=60)
+    def count(events: list[Event], session: Session) -> None:
+        session.execute(text("INSERT INTO effect VALUES ('count', 1)"))
+
+    event = Event(uuid7(), "ordered", "{}")
+    assert run_sync(app, "count", event, database=outbox_database_url) == Done()
+    with pytest.raises(SupersededError):
+        run_sync(app, "count", event, database=outbox_database_url)
+    assert rows(db, "SELECT * FROM effect") == [("count", 1)]
+
+
+def test_a_handler_in_a_process_runs_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: Any) -> None:
+    (tmp_path / "heavy_tasks.py").write_text(
+        "import os, pathlib\nfrom workers import App\napp = App()\n"
+        "@app.handler('drawn', pool='process')\n"
+        "def draw(path: str) -> None:\n    pathlib.Path(path).write_text(str(os.getpid()))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("heavy_tasks").app
+    assert finish(run, run_sync)(app, "draw", {"path": str(tmp_path / "pid")}) == Done()
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
+    monkeypatch.delitem(sys.modules, "heavy_tasks")
 
 
 def test_a_run_that_takes_too_long_is_interrupted() -> None:
