@@ -84,7 +84,7 @@ async def test_an_invoice_for_a_country_without_a_tax_rate_is_tried_again_and_gi
     assert 0.2 <= first.delay <= 0.3
     last = await run(app, "write_invoice", payload, database=outbox_settings, attempt=4)
     assert isinstance(last, Dead)
-    assert "no tax rate for Atlantis" in last.error
+    assert "no tax rate for Atlantis" in last.reason
     assert await session.scalar(select(func.count()).select_from(Invoice)) == 0
 
 
