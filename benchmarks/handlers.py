@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import workers
 from benchmarks.laggard import EVENT_NAME, LAGGARD_CONCURRENCY, LAGGARD_SECONDS, SLOW_FILE, STARTS_FILE
 from benchmarks.latency import LATENCY_FILE
+from benchmarks.window import RECORD, WINDOW_FILE
 
 plain_app = workers.App()
 transactional_app = workers.App()
 batch_app = workers.App()
 latency_app = workers.App()
+window_app = workers.App()
 quick_app = workers.App()
 laggard_app = workers.App()
 
@@ -49,6 +51,12 @@ async def started(order_id: int, sent_ns: int) -> None:
     """Note when the event was sent and when this began, both on the machine's monotonic clock."""
     now = time.monotonic_ns()
     os.write(_file(LATENCY_FILE), b"%d %d\n" % (sent_ns, now))
+
+
+@window_app.handler("bench0")
+async def window(order_id: int, customer: str, total: str, note: str, event: workers.Event) -> None:
+    """Note which event this was, and when it ended."""
+    os.write(_file(WINDOW_FILE), RECORD.pack(event.id.bytes, time.time_ns()))
 
 
 def _note_start(number: int, sent_ns: int) -> None:
