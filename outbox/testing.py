@@ -1,11 +1,13 @@
 """Help for users' tests: which events did this transaction add?
 
 Works on real PostgreSQL, like the code under test. With an `AsyncSession` or `AsyncConnection` the same functions are
-awaited. What needs workers or servers (running a handler, draining, fixtures) is in `outbox_testing`.
+awaited. What needs workers or servers (running a handler, draining, fixtures) is in `outbox_testing`, and is also found
+here by its name: `outbox.testing.drain`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -160,3 +162,11 @@ def _listed(events: list[Event]) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
+
+
+if not TYPE_CHECKING:
+    # Who looks for them here finds them. Types are told the place where they are.
+    def __getattr__(name: str) -> Any:
+        if name in ("Drained", "DrainTimeoutError") or name.startswith(("drain", "run", "assert_idempotent")):
+            return getattr(importlib.import_module("outbox_testing"), name)
+        raise AttributeError(f"module 'outbox.testing' has no attribute {name!r}")
