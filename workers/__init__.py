@@ -20,7 +20,8 @@ from workers.errors import (
     Snooze,
     SoftTimeout,
 )
-from workers.outcome import Dead, Done, Retry
+from workers.middleware import Middleware, Next
+from workers.outcome import Dead, Done, Outcome, Retry
 from workers.worker import Worker
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "Done",
     "Event",
     "HandlerError",
+    "Middleware",
+    "Next",
+    "Outcome",
     "PayloadMismatchError",
     "Reject",
     "Retry",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -16,12 +16,14 @@ from workers import binding, resources
 from workers.backoff import DEFAULT, BackoffLike, delays
 from workers.errors import HandlerError
 from workers.handler import Handler
+from workers.middleware import Middleware, check
 from workers.pool import check_injected, check_pool
 from workers.resources import Lifespan
 from workers.verdict import Classes, verdicts
 
 Start: TypeAlias = datetime | Literal["beginning", "now"]
 
+Around = TypeVar("Around", bound=Middleware)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -34,6 +36,8 @@ class App:
     its type, which its return annotation declares: a parameter annotated with it is injected, whatever the parameter's
     name. A dataclass or NamedTuple gives each of its fields too, by the field's type, but for types that payloads have
     (`str`, `int`, `datetime`, …). A handler in a thread gets the same object as those on the event loop.
+
+    `middleware` is what is around every run, outermost first; see `App.middleware`.
 
     Raises `ConfigurationError` for what is no lifespan, or gives what handlers get anyway.
 
@@ -51,6 +55,7 @@ class App:
         *,
         prefix: str = "",
         lifespan: Lifespan | None = None,
+        middleware: Sequence[Middleware] = (),
         backoff: BackoffLike | None = None,
         retry_on: Classes | None = None,
         dead_on: Classes | None = None,
@@ -63,11 +68,44 @@ class App:
         self._backoff = DEFAULT if backoff is None else delays(backoff)
         self._verdicts = verdicts(retry_on, dead_on)
         self._handlers: dict[str, Handler] = {}
+        self._middleware: list[Middleware] = []
+        for each in middleware:
+            self.middleware(each)
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
         """All handlers by their full name."""
         return MappingProxyType(self._handlers)
+
+    @property
+    def middlewares(self) -> tuple[Middleware, ...]:
+        """All middleware, outermost first."""
+        return tuple(self._middleware)
+
+    def middleware(self, function: Around) -> Around:
+        """Put a function around every run of every handler, inside of those that were added before. It is returned
+        unchanged.
+
+        It takes the event and `next`, which runs the rest and gives the outcome as a value: `Done`, `Retry` or `Dead`
+        (or that the event was snoozed). It returns that outcome or another one, sets context variables that the handler
+        sees, and may leave the handler out. What it raises is judged as if the handler had raised it. It runs under the
+        handler's timeout.
+
+        A transactional handler's `Done` means that it is committed, with its outcome: that cannot be changed any more,
+        and what tries to is logged as an error, `middleware.too_late`. Any other outcome means that the transaction is
+        rolled back. When a run ends without an outcome, because the worker stops or another one has the event, `next`
+        raises. Handlers with `batch=` run without middleware; with `pool="process"` it stays in the worker's process.
+
+        Raises `HandlerError` for what is not `async def`.
+
+        >>> @app.middleware
+        ... async def timed(event: Event, next: workers.Next) -> workers.Outcome:
+        ...     with histogram.labels(event.name).time():
+        ...         return await next(event)
+        """
+        check(function)
+        self._middleware.append(function)
+        return function
 
     def handler(
         self,

@@ -116,6 +116,14 @@ class SoftTimeout(asyncio.CancelledError):
         super().__init__(message)
 
 
+class DecidedError(OutboxError):
+    """Carries the outcome of a run that was judged already; its cause is what it was judged by."""
+
+    def __init__(self, outcome: Any) -> None:
+        super().__init__("the run has its outcome")
+        self.outcome = outcome
+
+
 class SupersededError(OutboxError):
     """Another worker recorded an outcome for this delivery first; what this attempt did is rolled back."""
 

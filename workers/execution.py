@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from random import random
 from typing import Any
@@ -21,6 +21,7 @@ from workers.errors import SupersededError, TransactionFailedError
 from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
+from workers.middleware import Middleware, around
 from workers.outcome import take
 from workers.processes import Processes
 from workers.soft_timeout import in_coroutine, in_thread
@@ -47,12 +48,14 @@ class Execution:
         capacity: int,
         log: Any,
         resources: Mapping[Any, Any] = NONE_GIVEN,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.handler = handler
         self.call = composed(handler, resources)
         if handler.soft_timeout is not None:
             told = in_coroutine if handler.asynchronous else in_thread
             self.call = told(self.call, handler.soft_timeout)
+        self._middleware = () if handler.batch is not None else middleware
         self._settings = settings
         self._database = database
         self._log = log.bind(handler=handler.name)
@@ -66,6 +69,10 @@ class Execution:
 
     @property
     def run(self) -> Callable[[Job], Awaitable[bool]]:
+        return around(self._middleware, self._alone, self._log)
+
+    @property
+    def _alone(self) -> Callable[[Job], Awaitable[bool]]:
         if self.handler.transactional:
             return self._transactional
         if self._processes is not None:

@@ -16,7 +16,7 @@ from structlog.contextvars import bind_contextvars
 from outbox import trace
 from outbox.position import Position
 from workers import crash, prefetch
-from workers.errors import ChildDiedError, HandlerTimeoutError, SupersededError
+from workers.errors import ChildDiedError, DecidedError, HandlerTimeoutError, SupersededError
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import DONE, Dead, Outcome, judge
@@ -187,17 +187,30 @@ class Lane:
         if job.task is not None:
             self._abandoned.discard(job.task)
 
-    def _judge(self, job: Job, error: BaseException) -> Outcome:
-        if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
-            error = HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
+    def decide(self, job: Job, error: BaseException) -> Outcome:
+        """What the end of a run with `error` means."""
+        error = self._named(job, error)
         decide = partial(crash.judge, crashes=job.crashes) if isinstance(error, ChildDiedError) else self._decide
-        outcome = decide(
+        return decide(
             error,
             attempt=job.attempt,
             max_attempts=self.handler.max_attempts,
             backoff=self.handler.backoff,
             random=random(),
         )
+
+    def _named(self, job: Job, error: BaseException) -> BaseException:
+        if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
+            return HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
+        return error
+
+    def _judge(self, job: Job, error: BaseException) -> Outcome:
+        outcome: Outcome
+        if isinstance(error, DecidedError):
+            outcome, error = error.outcome, error.__cause__ or error
+        else:
+            outcome = self.decide(job, error)
+        error = self._named(job, error)
         facts = {"event_id": job.event_id, "attempt": job.attempt, "error": type(error).__name__}
         if isinstance(outcome, Dead):
             self._log.error("delivery.dead", **facts)

@@ -137,6 +137,9 @@ class Worker:
         self._sources: list[Source] = []
         for handler in self._app.handlers.values():
             self._open_lane(handler, control)
+        batches = [handler.name for handler in self._app.handlers.values() if handler.batch is not None]
+        if batches and self._app.middlewares:
+            self._log.warning("middleware.skipped", handlers=batches)
         self._leases = Leases(
             self._lanes, self._sources, servers=self._servers, database=control, recorder=self._recorder,
             name=self.name, lease=self._lease, heartbeat=self._heartbeat, log=self._log,
@@ -180,7 +183,9 @@ class Worker:
         if handler.pool == "process" and handler.concurrency is None:
             capacity = min(capacity, os.cpu_count() or 1)
         make_execution, make_lane = (Execution, Lane) if handler.batch is None else (BatchExecution, BatchLane)
-        execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources)
+        execution = make_execution(
+            handler, self._settings, control, capacity, self._log, self._resources, self._app.middlewares
+        )
         self._executions.append(execution)
         lane = make_lane(
             handler, capacity=capacity, run=execution.run, recorder=self._recorder, changed=self._changed, log=self._log

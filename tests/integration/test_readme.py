@@ -33,6 +33,7 @@ import outbox
 import workers
 from console.servers import free_port
 from outbox import Event
+from outbox_testing import run_sync
 from workers import App, Backoff, Context, Reject, RetryLater, Snooze
 from workers.dependencies import composed
 
@@ -327,6 +328,22 @@ def test_the_shown_dependency_looks_its_customer_up_in_the_handlers_session(
         return found
 
     assert asyncio.run(run()) == Decimal("3.50")
+
+
+def test_the_shown_middleware_counts_outcomes(names: dict[str, Any]) -> None:
+    class Metrics(list[str]):
+        increment = list.append
+
+    app = names["app"] = App()
+    names["metrics"] = Metrics()
+    exec(block("@app.middleware"), names)
+
+    @app.handler("order_placed")
+    async def h(order_id: int) -> None: ...
+
+    run_sync(app, "h", {"order_id": 1})
+    run_sync(app, "h", {"order_id": "none"})
+    assert names["metrics"] == ["order_placed.Done", "order_placed.Retry"]
 
 
 def test_upkeep_by_hand_works(database_url: str) -> None:
