@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from outbox.errors import ConfigurationError, PayloadError
 from outbox.names import check_name
 from workers import batch as batches
-from workers import binding, resources
+from workers import binding, once, resources
 from workers.backoff import DEFAULT, BackoffLike, delays
 from workers.errors import HandlerError
 from workers.handler import Handler
@@ -123,6 +124,7 @@ class App:
         start: Start | None = None,
         batch: int | None = None,
         batch_wait: float | None = None,
+        at_most_once: bool = False,
     ) -> Callable[[Function], Function]:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
@@ -160,6 +162,11 @@ class App:
         None for done and an exception for what failed. Events that failed that way are recorded in the same transaction
         as the others.
 
+        `at_most_once=True` is for the rare plain handler that must never run twice for an event: before the run its
+        delivery is recorded as dead, with a dead letter that says "interrupted", and as done after it. A failure, a
+        timeout or a crash leaves the dead letter, and only a replay runs it again; `max_attempts` is 1. It costs each
+        run a transaction more.
+
         Raises `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate
         name.
 
@@ -173,6 +180,9 @@ class App:
             self._verdicts.retry_on if retry_on is None else retry_on,
             self._verdicts.dead_on if dead_on is None else dead_on,
         )
+
+        if at_most_once:
+            max_attempts, judged = 1, replace(judged, all_final=True)
 
         def register(function: Function) -> Function:
             if not inspect.isroutine(function) or inspect.isasyncgenfunction(function):
@@ -196,6 +206,8 @@ class App:
             batches.check(full, compiled, batch, batch_wait, pool)
             if pool is not None:
                 check_injected(compiled)
+            if at_most_once:
+                once.check(full, compiled, batch=batch, repeats=backoff is not None or retry_on is not None)
             self._handlers[full] = Handler(
                 name=full,
                 event_name=event_name,
@@ -210,6 +222,7 @@ class App:
                 start_at=start_at,
                 batch=batch,
                 batch_wait=batch_wait,
+                at_most_once=at_most_once,
                 verdicts=judged,
             )
             return function

@@ -11,6 +11,7 @@ from workers.database import Database, array
 from workers.job import Job
 from workers.lane import Source
 from workers.link import Servers, Unreachable, by_server
+from workers.once import Mark
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.patience import until_back
 
@@ -104,11 +105,20 @@ class Recorder:
         if done:
             await self._database.fetch("done", keys(done))
         if finished:
-            await self._database.fetch("finish_done", keys(finished) | leases(finished))
+            await self._finish(finished)
         if failed:
             await self._database.fetch("retry", first_failures(failed))
         if failed_again:
             await self._database.fetch("finish_retry", failures(failed_again))
+
+    async def _finish(self, jobs: list[Job]) -> None:
+        marks = [(job, job.lease) for job in jobs if isinstance(job.lease, Mark)]
+        if marks:
+            beginnings = {"beginnings": [mark.beginning for _, mark in marks]}
+            await self._database.fetch("finish_once", keys([job for job, _ in marks]) | beginnings)
+        leased = [job for job in jobs if not isinstance(job.lease, Mark)]
+        if leased:
+            await self._database.fetch("finish_done", keys(leased) | leases(leased))
 
     async def bury(self, job: Job, error: str, traceback: str | None = None, *, cost: int = 1) -> None:
         """Make a delivery dead, with its dead letter."""
@@ -151,6 +161,8 @@ def dead_letter(job: Job, error: str, traceback: str | None, *, cost: int = 1) -
     }  # fmt: skip
     if job.lease is None:
         return "dead", facts
+    if isinstance(job.lease, Mark):
+        return "fail_once", facts | {"beginning": job.lease.beginning}
     return "finish_dead", facts | {"lease": job.lease, "cost": cost}
 
 

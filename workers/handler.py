@@ -38,6 +38,8 @@ class Handler:
     """Seconds that a batch waits for more after its first event."""
     start_at: str | None = None
     """Where it begins when it is new, as a PostgreSQL timestamp; None leaves it to the relay."""
+    at_most_once: bool = False
+    """Whatever happens, it never runs twice for an event by itself."""
     verdicts: Verdicts = NONE_FINAL
     """Which errors are final at once."""
 

@@ -12,6 +12,7 @@ from workers.delivery import Recorder, given_back, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Script, Servers, Unreachable, command
+from workers.once import Mark
 
 CHUNK = 500
 FORGET_AFTER = 60.0
@@ -96,7 +97,10 @@ class Leases:
             while self._trimmed:
                 await self._hold(*self._trimmed.popitem())
             held = [
-                job for lane in self._lanes.values() for job in lane.active.values() if job.lease and not job.closed
+                job
+                for lane in self._lanes.values()
+                for job in lane.active.values()
+                if job.lease and not job.closed and not isinstance(job.lease, Mark)
             ]
             if not held:
                 continue

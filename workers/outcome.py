@@ -96,7 +96,7 @@ def judge(
     >>> judge(ValueError("no"), attempt=10, max_attempts=10, backoff=Backoff(), random=0.5)
     Dead(reason='ValueError: no')
     """
-    if isinstance(error, Snooze):
+    if isinstance(error, Snooze) and not verdicts.all_final:
         return Snoozed(error.delay, clean(str(error.reason)))
     if isinstance(error, Reject):
         return Dead(clean(f"rejected: {error.reason}"), trace(error))

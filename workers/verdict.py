@@ -28,6 +28,8 @@ class Verdicts:
 
     retry_on: tuple[type[BaseException], ...] | None = None
     dead_on: tuple[type[BaseException], ...] = ()
+    all_final: bool = False
+    """There is no second run, whatever happened, not even when the handler asks for it."""
 
     def final(self, error: BaseException) -> bool:
         """Whether a delivery that failed with `error` is dead at once.
@@ -38,6 +40,8 @@ class Verdicts:
         >>> Verdicts(retry_on=(OSError,), dead_on=(FileNotFoundError,)).final(ConnectionResetError())
         False
         """
+        if self.all_final:
+            return True
         if isinstance(error, _SAID):
             return isinstance(error, Reject)
         if _is_one(error, self.dead_on):

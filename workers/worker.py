@@ -29,6 +29,7 @@ from workers.handler import Handler
 from workers.lane import Lane, Source
 from workers.lease import Leases
 from workers.lifespan import Lifespan
+from workers.once import Once
 from workers.patience import until_back
 from workers.retries import Retries
 from workers.watchdog import Watchdog
@@ -187,8 +188,9 @@ class Worker:
             handler, self._settings, control, capacity, self._log, self._resources, self._app.middlewares
         )
         self._executions.append(execution)
+        run = Once(execution.run, control, handler.timeout).run if handler.at_most_once else execution.run
         lane = make_lane(
-            handler, capacity=capacity, run=execution.run, recorder=self._recorder, changed=self._changed, log=self._log
+            handler, capacity=capacity, run=run, recorder=self._recorder, changed=self._changed, log=self._log
         )
         self._lanes[handler.name] = lane
         prefix = self._settings.prefix

@@ -4,9 +4,11 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import workers
 from outbox.errors import ConfigurationError
+from workers.outcome import judge
 
 
 def test_a_handler_is_named_after_its_function_and_the_function_stays_as_it_was() -> None:
@@ -53,6 +55,37 @@ def test_duplicate_names_are_refused() -> None:
 def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(workers.HandlerError):
         workers.App().handler("a", **options)
+
+
+async def asks_for_a_session(session: AsyncSession) -> None: ...
+async def takes_a_batch(events: list[workers.Event]) -> None: ...
+async def takes_nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "advice"),
+    [
+        (asks_for_a_session, {}, "happens once anyway. Leave at_most_once out"),
+        (takes_a_batch, {"batch": 10}, "leave batch=… out"),
+        (takes_nothing, {"backoff": 5}, "nothing is tried again; leave backoff"),
+        (takes_nothing, {"retry_on": OSError}, "nothing is tried again; leave backoff"),
+    ],
+)
+def test_at_most_once_refuses_what_contradicts_it_with_advice(function: Any, options: Any, advice: str) -> None:
+    with pytest.raises(workers.HandlerError, match=advice):
+        workers.App().handler("a", at_most_once=True, **options)(function)
+
+
+def test_at_most_once_has_one_attempt_and_takes_the_apps_defaults_for_nothing() -> None:
+    app = workers.App(backoff=5, retry_on=OSError)
+    app.handler("a", at_most_once=True)(takes_nothing)
+    handler = app.handlers["takes_nothing"]
+    assert handler.max_attempts == 1
+    for error in (OSError(), workers.RetryLater(1), workers.Snooze(1), ValueError()):
+        outcome = judge(
+            error, attempt=1, max_attempts=1, backoff=handler.backoff, random=0.0, verdicts=handler.verdicts
+        )
+        assert isinstance(outcome, workers.Dead)
 
 
 def test_a_bad_event_name_and_a_nameless_function_are_refused() -> None:
