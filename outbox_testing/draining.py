@@ -70,6 +70,7 @@ async def drain(app: App, settings: Settings, *, timeout: float = 30.0, retry_at
     relay = Relay(settings)
     worker = Worker(app, settings, grace=GRACE)
     limit = asyncio.timeout(timeout)
+    started = False
     try:
         async with limit, ledger:
             # A thread of its own: those of the loop are the handlers'.
@@ -79,6 +80,7 @@ async def drain(app: App, settings: Settings, *, timeout: float = 30.0, retry_at
                 try:
                     await _until_settled(ledger, worker, {relaying, working}, retry_at_once)
                 finally:
+                    started = worker.started
                     relay.stop()
                     await _end(worker, working)
                     await asyncio.wait({relaying})
@@ -87,6 +89,10 @@ async def drain(app: App, settings: Settings, *, timeout: float = 30.0, retry_at
     except TimeoutError:
         if not limit.expired():
             raise
+        if not started:
+            raise DrainTimeoutError(
+                f"the worker did not start within {timeout:g} s: do PostgreSQL and Redis answer?"
+            ) from None
         raise DrainTimeoutError(
             f"not everything came to its end within {timeout:g} s; open are:{await ledger.open_lines()}"
         ) from None
@@ -181,7 +187,7 @@ class _Ledger:
         lines = [f"\n  {_described(*row)}" for row in rows[:MOST_NAMED]]
         if len(rows) > MOST_NAMED:
             lines.append("\n  … and more")
-        return "".join(lines) or " none any more (or the worker could not start: does Redis answer?)"
+        return "".join(lines) or " none any more"
 
 
 @cache

@@ -16,7 +16,7 @@ import outbox
 from sqlalchemy.orm import Session
 outbox.add(Session(object()), "a", number=1)
 heavy = {"redis", "relay", "workers", "console", "pydantic", "structlog", "typer", "rich", "psycopg", "opentelemetry"}
-heavy |= {"alembic", "tenacity", "anyio", "fastapi", "dotenv", "sqlalchemy.ext.asyncio"}
+heavy |= {"outbox_testing", "alembic", "tenacity", "anyio", "fastapi", "dotenv", "sqlalchemy.ext.asyncio"}
 heavy |= {"outbox.settings", "outbox.admin", "outbox.migrations", "outbox.testing", "outbox.database"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -166,6 +166,15 @@ def test_a_suite_that_asks_for_nothing_loads_and_starts_nothing(suite: Callable[
     result.assert_outcomes(passed=1)
 
 
+def test_the_plugin_may_be_named_and_may_be_left_out(suite: Callable[..., pytest.RunResult]) -> None:
+    files = {"conftest": "pytest_plugins = ['outbox_testing.plugin']", "test_it": "def test_it(outbox_prepare): ..."}
+    suite(**files).assert_outcomes(passed=1)
+    suite("-p", "outbox_testing.plugin", **files).assert_outcomes(passed=1)
+    result = suite("-p", "no:outbox_testing.plugin", conftest="")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'outbox_prepare' not found*"])
+
+
 def test_modules_of_a_users_own_that_are_named_like_ours_stay_theirs(suite: Callable[..., pytest.RunResult]) -> None:
     names = ("console", "workers", "relay")
     files = {f"{name}/__init__": f"MINE = {name!r}" for name in names}
