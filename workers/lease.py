@@ -184,7 +184,7 @@ class Leases:
                 "retry",
                 keys(jobs)
                 | {
-                    "attempts": [0] * len(jobs),
+                    "attempts": crashes,
                     "crashes": crashes,
                     "delays": [0.0] * len(jobs),
                     "errors": [LEFT if crash else None for crash in crashes],

@@ -1,6 +1,7 @@
 -- Takes due retries of these handlers under a lease, at most as many of each as it has room for. By the partial index
--- delivery_due. A lease that ended without an outcome means that its worker died. The event comes from its partition or,
--- when that is gone, from the dead letter's copy. `suspects` says whether those whose worker died `suspect` times may come.
+-- delivery_due. A lease that ended without an outcome means that its worker died: a crash, which is an attempt, too. The
+-- event comes from its partition or, when that is gone, from the dead letter's copy. `suspects` says whether those whose
+-- worker died `suspect` times may come.
 WITH due AS MATERIALIZED (
   SELECT d.event_id, d.handler, d.event_created_at
     FROM unnest(%(handlers)s::text[], %(limits)s::integer[]) AS h (name, room)
@@ -16,6 +17,7 @@ WITH due AS MATERIALIZED (
 ), claimed AS (
   UPDATE {schema}.delivery AS d
      SET lease = gen_random_uuid(), due_at = clock_timestamp() + %(lease)s * interval '1 second',
+         attempts = d.attempts + (d.lease IS NOT NULL)::integer,
          crashes = d.crashes + (d.lease IS NOT NULL)::integer, updated_at = clock_timestamp()
     FROM due
    WHERE d.event_id = due.event_id AND d.handler = due.handler AND d.event_created_at = due.event_created_at

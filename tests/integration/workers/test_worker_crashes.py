@@ -135,9 +135,37 @@ def test_an_event_that_kills_its_worker_three_times_is_dead_and_takes_no_other_w
     wait_for(over, timeout=150)
     assert died == 3
     assert effects(outbox) == list(range(1, 8))
-    error, payload = outbox.one("SELECT error, payload FROM outbox.dead_letter")
+    error, payload, attempts = outbox.one("SELECT error, payload, attempts FROM outbox.dead_letter")
     assert error == "its worker died three times while it ran"
+    assert attempts == 3
     assert payload == {"n": 0}
+
+
+COUNTING = """
+@app.handler("e", max_attempts=3, backoff=0)
+async def h(n: int, context: workers.Context) -> None:
+    with open("attempts", "a") as attempts:
+        attempts.write(f"{context.attempt}\\n")
+    if context.attempt < 3:
+        os._exit(9)
+    raise ValueError("the third")
+"""
+
+
+def test_a_run_that_kills_its_worker_counts_as_an_attempt(
+    outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 0})
+    for _ in range(2):
+        start(HEAD + COUNTING, lease=LEASE).wait(60)
+    start(HEAD + COUNTING, lease=LEASE)
+    wait_for(lambda: outbox.count("dead") == 1)
+    assert (tmp_path / "attempts").read_text().split() == ["1", "2", "3"]
+    error, attempts = outbox.one("SELECT error, attempts FROM outbox.dead_letter")
+    assert error.startswith("ValueError: the third")
+    assert attempts == 3
+    assert outbox.one("SELECT crashes FROM outbox.delivery") == 2
 
 
 HANGING = """

@@ -225,6 +225,7 @@ def test_a_delivery_whose_worker_died_three_times_is_dead(outbox: Any, work: Any
     work(app, scenario)
     assert runs == [2]
     assert outbox.one("SELECT error FROM outbox.dead_letter") == "its worker died three times while it ran"
+    assert outbox.one("SELECT attempts FROM outbox.dead_letter") == 1
 
 
 def test_many_due_retries_are_claimed_as_room_allows_and_all_finish(outbox: Any, work: Any, until: Any) -> None:
