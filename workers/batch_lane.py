@@ -58,7 +58,7 @@ class BatchLane(Lane):
             self._fill_at(job.deadline)
 
     def _fill(self) -> None:
-        while self.running < self.capacity and not self.stopping:
+        while self.running < self.limit and not self.stopping:
             jobs = self._next()
             if not jobs:
                 return

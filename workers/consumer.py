@@ -105,6 +105,8 @@ class Consumer:
                 try:
                     if wanted:
                         await self._read(wanted)
+                        # Until the lanes know what was read, they would have room for it once more.
+                        await asyncio.sleep(0)
                     else:
                         await self._listen(look_at)
                 except Unreachable as error:
@@ -223,7 +225,7 @@ class Consumer:
             elif twin.source is not source or twin.entry_id != entry_id:
                 twin.twins = [*(twin.twins or ()), (source, entry_id)]
         if jobs:
-            lane.average_bytes = 0.8 * lane.average_bytes + 0.2 * size / len(jobs)
+            lane.average_bytes = prefetch.next_average(lane.average_bytes, size / len(jobs))
             if ahead is not None and ahead.seen is not None and [job.entry_id for job in jobs] == [ahead.entry_id]:
                 seen, retained_from = await ahead.seen
             else:

@@ -69,6 +69,8 @@ class Lane:
         self.handler = handler
         self.name = handler.name
         self.capacity = capacity
+        self.limit = capacity
+        """How many may run now: fewer when the worker's bound is shared."""
         self.window = capacity
         self.least = capacity
         """Deliveries that it may always hold, however large."""
@@ -102,8 +104,9 @@ class Lane:
 
     def room(self) -> int:
         """How many entries may be read now; 0 until a read is worth while."""
-        free = self.window - len(self.active)
-        return free if free >= max(1, self.window // 4) else 0
+        window = prefetch.within_memory(self.window, capacity=self.least, average_bytes=self.average_bytes)
+        free = window - len(self.active)
+        return free if free >= max(1, window // 4) else 0
 
     def retry_room(self) -> int:
         """How many due retries may be claimed now. Some are always let in, ahead of new entries."""
@@ -130,7 +133,7 @@ class Lane:
         return len(self._running) + len(self._ending)
 
     def _fill(self) -> None:
-        while len(self._running) + len(self._ending) < self.capacity and not self.stopping:
+        while len(self._running) + len(self._ending) < self.limit and not self.stopping:
             if self._retries:
                 job = self._retries.popleft()
             elif self._waiting:

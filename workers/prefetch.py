@@ -19,5 +19,23 @@ def next_window(window: int, *, capacity: int, seconds: float, average_bytes: fl
         window *= 2
     elif seconds > 0.6:
         window //= 2
-    by_memory = int(MEMORY / max(1.0, average_bytes))
-    return max(1, min(max(window, capacity), LARGEST, max(by_memory, capacity)))
+    window = min(max(window, capacity, 1), LARGEST)
+    return within_memory(window, capacity=min(capacity, LARGEST), average_bytes=average_bytes)
+
+
+def within_memory(window: int, *, capacity: int, average_bytes: float) -> int:
+    """`window`, or fewer where payloads are large; never fewer than run at once.
+
+    >>> within_memory(2000, capacity=10, average_bytes=256 * 1024)
+    64
+    """
+    return max(capacity, min(window, int(MEMORY / max(1.0, average_bytes))))
+
+
+def next_average(average: float, latest: float) -> float:
+    """The average size of payloads after a read whose payloads had `latest` bytes: it rises at once, and falls slowly.
+
+    >>> next_average(1000.0, 200.0)
+    840.0
+    """
+    return max(latest, 0.8 * average + 0.2 * latest)

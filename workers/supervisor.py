@@ -104,13 +104,14 @@ def run(
     concurrency: int | None = None,
     grace: float = GRACE,
     max_events: int | None = None,
+    total_concurrency: int | None = None,
 ) -> int:
     """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status.
 
     With one process it is this one; with more, each is a child that is started again when it crashes. `concurrency` is
-    per process and handler (None for the default); `grace` is how many seconds runs get to finish. With `max_events` a
-    child that has handled as many, or up to a tenth more so that not all end together, is replaced by a new one. Must
-    be called in the main thread.
+    per process and handler, `total_concurrency` per process (None for the defaults); `grace` is how many seconds runs
+    get to finish. With `max_events` a child that has handled as many, or up to a tenth more so that not all end
+    together, is replaced by a new one. Must be called in the main thread.
 
     >>> run("shop.tasks:app", Settings(), processes=4)
     0
@@ -121,8 +122,16 @@ def run(
         raise ConfigurationError("max_events must be at least 1")
     app = load_app(target)
     if processes == 1 and max_events is None:
-        return serve(app, settings, concurrency=concurrency, grace=grace)
-    return Supervisor(target, settings, processes, concurrency=concurrency, grace=grace, max_events=max_events).run()
+        return serve(app, settings, concurrency=concurrency, grace=grace, total_concurrency=total_concurrency)
+    return Supervisor(
+        target,
+        settings,
+        processes,
+        concurrency=concurrency,
+        grace=grace,
+        max_events=max_events,
+        total_concurrency=total_concurrency,
+    ).run()
 
 
 def serve(
@@ -132,6 +141,7 @@ def serve(
     concurrency: int | None = None,
     grace: float = GRACE,
     max_events: int | None = None,
+    total_concurrency: int | None = None,
 ) -> int:
     """Run one worker in this process until it is told to stop, or has handled `max_events`: then the exit status is
     `RETIRED`."""
@@ -143,7 +153,14 @@ def serve(
     if max_events is not None:
         # Children that began together would else end together.
         max_events += randrange(max_events // 10 + 1)
-    worker = Worker(app, settings, concurrency=concurrency or DEFAULT_CONCURRENCY, grace=grace, max_events=max_events)
+    worker = Worker(
+        app,
+        settings,
+        concurrency=concurrency or DEFAULT_CONCURRENCY,
+        grace=grace,
+        max_events=max_events,
+        total_concurrency=total_concurrency,
+    )
     # What is loaded by now stays: a collection that looks through all of it stops every handler for 50 ms.
     gc.freeze()
     status = _event_loop()(_until_signalled(worker, grace))
@@ -224,6 +241,7 @@ class Supervisor:
         concurrency: int | None = None,
         grace: float = GRACE,
         max_events: int | None = None,
+        total_concurrency: int | None = None,
     ) -> None:
         self._command = [
             # -P: a user's workers.py in the working directory must not hide this package.
@@ -231,6 +249,8 @@ class Supervisor:
         ]  # fmt: skip
         if concurrency is not None:
             self._command += ["--concurrency", str(concurrency)]
+        if total_concurrency is not None:
+            self._command += ["--total-concurrency", str(total_concurrency)]
         if max_events is not None:
             self._command += ["--max-events", str(max_events)]
         self._environment = os.environ | environment(settings) | {SUPERVISED: "1"}
@@ -359,6 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run one worker process.")
     parser.add_argument("target", metavar="MODULE:APP")
     parser.add_argument("--concurrency", type=int, help="runs at once per handler")
+    parser.add_argument("--total-concurrency", type=int, help="runs at once of all handlers")
     parser.add_argument("--max-events", type=int, help=f"end after as many events, with status {RETIRED}")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds runs get to finish after SIGTERM")
     given = parser.parse_args(arguments)
@@ -371,6 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
             concurrency=given.concurrency,
             grace=given.grace,
             max_events=given.max_events,
+            total_concurrency=given.total_concurrency,
         )
     except OutboxError as error:
         structlog.get_logger().error("worker.refused", reason=str(error))

@@ -32,6 +32,7 @@ from workers.lifespan import Lifespan
 from workers.once import Once
 from workers.patience import until_back
 from workers.retries import Retries
+from workers.slots import Sharing, SharingBatchLane, Slots
 from workers.watchdog import Watchdog
 
 DEFAULT_CONCURRENCY = 100
@@ -47,7 +48,8 @@ class Worker:
     """Runs an app's handlers until it is stopped.
 
     `concurrency` is how many runs of one plain async handler go on at once (threads and transactions: a tenth of it, at
-    most 20), unless the handler says otherwise. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
+    most 20), unless the handler says otherwise; `total_concurrency` bounds all of them together, and keeps one run for
+    each handler. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
     silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`. After `max_events` deliveries
     `run` ends by itself, and `retired` is true: what runs then comes to its end, what waits is handed back.
 
@@ -65,9 +67,15 @@ class Worker:
         heartbeat: float = 3.0,
         grace: float = 30.0,
         max_events: int | None = None,
+        total_concurrency: int | None = None,
     ) -> None:
         if not app.handlers:
             raise ConfigurationError("the app has no handlers")
+        if total_concurrency is not None and total_concurrency < len(app.handlers):
+            raise ConfigurationError(
+                f"total_concurrency must be at least {len(app.handlers)}, the number of handlers: each of them can run "
+                "one event whatever the others do"
+            )
         if not 0 < heartbeat < lease / 2:
             raise ConfigurationError("the heartbeat must be shorter than half the lease")
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -78,6 +86,7 @@ class Worker:
         self._heartbeat = heartbeat
         self._grace = grace
         self._max_events = max_events
+        self._slots = None if total_concurrency is None else Slots(total_concurrency)
         self.retired = False
         """It ended because it had handled `max_events`."""
         self._log = structlog.get_logger().bind(worker=self.name)
@@ -183,7 +192,11 @@ class Worker:
         capacity = handler.concurrency or (max(1, min(20, self._concurrency // 10)) if heavy else self._concurrency)
         if handler.pool == "process" and handler.concurrency is None:
             capacity = min(capacity, os.cpu_count() or 1)
-        make_execution, make_lane = (Execution, Lane) if handler.batch is None else (BatchExecution, BatchLane)
+        make_execution = Execution if handler.batch is None else BatchExecution
+        if self._slots is None:
+            make_lane = Lane if handler.batch is None else BatchLane
+        else:
+            make_lane = Sharing if handler.batch is None else SharingBatchLane
         execution = make_execution(
             handler, self._settings, control, capacity, self._log, self._resources, self._app.middlewares
         )
@@ -192,6 +205,8 @@ class Worker:
         lane = make_lane(
             handler, capacity=capacity, run=run, recorder=self._recorder, changed=self._changed, log=self._log
         )
+        if self._slots is not None and isinstance(lane, Sharing):
+            lane.share(self._slots)
         self._lanes[handler.name] = lane
         prefix = self._settings.prefix
         self._sources.append(Source(lane, catch_up_key(prefix, handler.event_name, handler.name), main=False))

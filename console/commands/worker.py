@@ -17,7 +17,10 @@ def worker(
     target: Target,
     processes: Annotated[int, typer.Option("--processes", "-p", min=1, help="Worker processes.")] = 1,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at a time in each process.")
+        int | None, typer.Option("--concurrency", "-c", min=1, help="Runs at a time of each handler in each process.")
+    ] = None,
+    total_concurrency: Annotated[
+        int | None, typer.Option("--total-concurrency", min=1, help="Bound for all handlers of a process together.")
     ] = None,
     max_events: Annotated[
         int | None,
@@ -59,7 +62,14 @@ def worker(
     find_modules_here()
     telemetry.configure(settings.log_level, settings.log_format)
     # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.
-    status = supervisor.run(target, settings, processes=processes, concurrency=concurrency, max_events=max_events)
+    status = supervisor.run(
+        target,
+        settings,
+        processes=processes,
+        concurrency=concurrency,
+        max_events=max_events,
+        total_concurrency=total_concurrency,
+    )
     raise typer.Exit(1 if status else 0)
 
 
