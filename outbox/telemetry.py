@@ -8,10 +8,18 @@ from typing import Any
 
 import structlog
 
+_shown = logging.INFO
+
+
+def shows(level: int) -> bool:
+    """Whether what is logged at this level of `logging` comes out, for what costs something to put together."""
+    return level >= _shown
+
 
 def configure(level: str = "info", form: str = "auto") -> None:
     """Send structured logs to stderr. `form` is auto, console, logfmt or json."""
-    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    global _shown
+    number = _shown = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     if form == "auto":
         form = "console" if sys.stderr.isatty() else "logfmt"
     renderer: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars
 
-from outbox import trace
+from outbox import telemetry, trace
 from outbox.position import Position
-from workers import crash, prefetch
+from workers import crash, failure, prefetch
 from workers.errors import ChildDiedError, DecidedError, HandlerTimeoutError, SupersededError
 from workers.handler import Handler
 from workers.job import Job
@@ -219,6 +220,8 @@ class Lane:
             self._log.error("delivery.dead", **facts)
         else:
             self._log.warning("delivery.retry", delay=round(getattr(outcome, "delay", 0.0), 3), **facts)
+        if telemetry.shows(logging.DEBUG):
+            self._log.debug("delivery.failed", exception=failure.trace(error), **facts)
         return outcome
 
     # Interruption

@@ -108,7 +108,11 @@ class Worker:
         command = ["workers", target, "--grace", str(GRACE)]
         if concurrency is not None:
             command += ["--concurrency", str(concurrency)]
-        self.child = Child("worker", command, variables(settings, log.form) | {SUPERVISED: "1"}, log)
+        its = variables(settings, log.form) | {SUPERVISED: "1"}
+        if "log_level" not in settings.model_fields_set:
+            # With the traceback of every failure: who develops should not have to look for it in a dead letter.
+            its["OUTBOX_LOG_LEVEL"] = "debug"
+        self.child = Child("worker", command, its, log)
         self._log = log
         self._waits = waits
         self._backoff = Backoff(initial=0.5, maximum=30, jitter=0)

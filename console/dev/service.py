@@ -109,14 +109,16 @@ class Development:
     def _begin(self, name: str, server: Server, shown: Callable[[str], warnings.Line | None]) -> None:
         self._servers.append(server)
         deadline = time.monotonic() + LINGERING
+        server.launch()
         while True:
             try:
-                server.start()
+                server.await_ready()
                 break
             except ServerError as error:
                 # Processes of one that was killed a moment ago hold its memory until they notice.
                 if "still in use" in str(error) and time.monotonic() < deadline:
                     time.sleep(0.1)
+                    server.launch()
                     continue
                 raise ServerError(
                     f"{error}\nthe whole log is {server.log}; `outbox dev --reset` begins anew with no data"

@@ -240,6 +240,29 @@ def test_reset_asks_first_and_keeps_the_addresses(desk: Desk) -> None:
     assert desk.rows("SELECT count(*) FROM outbox.event") == [(0,)]
 
 
+def test_reset_deletes_nothing_when_the_answer_is_no(desk: Desk) -> None:
+    kept = desk.folder / ".outbox/postgres/kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "console.main", "dev", "tasks:app", "--reset"],
+        cwd=desk.folder, env=desk.environment, stdin=there, stdout=there, stderr=there, start_new_session=True,
+    )  # fmt: skip
+    os.close(there)
+    try:
+        asked = b""
+        while b"[y/N]" not in asked:
+            asked += os.read(here, 4096)
+        os.write(here, b"n\n")
+        assert process.wait(timeout=30) == 1
+    finally:
+        process.kill()
+        os.close(here)
+    assert b"Delete all events and tables in " in asked
+    assert kept.exists()
+
+
 def test_a_port_that_is_taken_is_an_error_that_says_what_to_do_and_port_chooses_another(desk: Desk) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -423,6 +446,20 @@ def test_as_json_every_line_is_an_object_that_names_its_process(desk: Desk) -> N
     assert {line["process"] for line in lines} == {"dev", "relay", "worker"}
     assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
     assert {"worker.started", "relay.leading", "hello Ada, attempt 1"} <= {line["event"] for line in lines}
+
+
+def test_the_traceback_of_a_failure_is_shown_but_not_where_the_level_says_otherwise(desk: Desk) -> None:
+    desk.write(APP.replace("    print", "    raise LookupError(f'no such name: {name}')\n    print"))
+    process = desk.up()
+    desk.add("Ada")
+    desk.says("LookupError: no such name: Ada")
+    assert "delivery.failed" in desk.log
+    assert desk.log.count("in greet") >= 1
+    assert desk.stop(process) == 0
+    desk.up("--log-level", "info")
+    desk.add("Grace")
+    desk.says("delivery.retry", times=2)
+    assert "no such name" not in desk.log
 
 
 # The end
