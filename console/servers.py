@@ -223,8 +223,8 @@ class Postgres(Server):
                 elif not place.stat().st_mode & 0o001:
                     raise ServerError(
                         f"PostgreSQL does not run as root, and the account nobody, which it runs as instead, may not "
-                        f"enter {place}: work as another user, in a folder that everybody may enter, or with a server of "
-                        f"your own"
+                        f"enter {place}: work as another user, in a folder that everybody may enter, or with a server "
+                        f"of your own"
                     )
             os.chown(self.sockets, user, group)
             self.bin = self._reachable(self.bin)
