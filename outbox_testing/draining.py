@@ -17,6 +17,7 @@ from outbox.names import check_schema
 from outbox.settings import Settings
 from relay.service import Relay
 from workers.app import App
+from workers.once import Mark
 from workers.worker import Worker
 
 LOOK_EVERY = 0.02
@@ -140,7 +141,7 @@ class _Ledger:
     async def __aenter__(self) -> Self:
         self._connection = await self._connect()
         cursor = await self._connection.execute("SELECT clock_timestamp()")
-        self._began = await cursor.fetchone()
+        [(self._began,)] = await cursor.fetchall()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -151,9 +152,8 @@ class _Ledger:
 
     async def open(self, most: int) -> list[Any]:
         """At most so many deliveries that have not come to their end, the oldest first."""
-        found = await self._connection.execute(
-            _statement("open", self._schema), {"handlers": self._handlers, "most": most}
-        )
+        asked = {"handlers": self._handlers, "most": most, "begun": Mark("%").error, "since": self._began}
+        found = await self._connection.execute(_statement("open", self._schema), asked)
         return await found.fetchall()
 
     async def hasten(self) -> bool:
@@ -163,8 +163,7 @@ class _Ledger:
 
     async def summary(self) -> Drained:
         """What came to its end since it was opened."""
-        assert self._began is not None
-        asked = {"handlers": self._handlers, "since": self._began[0]}
+        asked = {"handlers": self._handlers, "since": self._began}
         found = await self._connection.execute(_statement("drained", self._schema), asked)
         drained = Drained(Counter(), Counter(), Counter())
         async for handler, state, count, retried in found:

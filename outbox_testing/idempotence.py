@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox_testing import inline
 from workers.app import App
@@ -46,6 +47,8 @@ async def assert_idempotent(
     >>> await assert_idempotent(app, "send_email", {"user_id": 7}, state=lambda: list(mailbox), database=url)
     """
     found = inline.find(app, handler)
+    if found.at_most_once:
+        raise ConfigurationError(f"handler {found.name!r} has at_most_once=True: it never gets an event again")
     event, where = inline.as_event(found, payload), inline.settings(database)
 
     async def attempt(write: Write | None = None) -> Outcome:

@@ -1,6 +1,6 @@
 -- What these handlers have not brought to an end: events of their names that have no outcome and are not before the
--- handler's beginning (as `done_to` and the ticks' snapshots say), and retries. For the small databases of tests: it reads
--- all events.
+-- handler's beginning (as `done_to` and the ticks' snapshots say), retries, and runs of this process that must not be
+-- repeated, which are dead while they run. For the small databases of tests: it reads all events.
 WITH mark AS MATERIALIZED (
   SELECT h.name, h.event_name, h.paused, h.done_seq,
          coalesce((SELECT snapshot FROM {schema}.tick WHERE id < h.done_tick ORDER BY id DESC LIMIT 1),
@@ -26,6 +26,11 @@ SELECT m.name, m.event_name, d.event_id::text, m.paused, d.attempts, d.lease IS 
   FROM {schema}.delivery AS d
   JOIN mark AS m ON m.name = d.handler
  WHERE d.state = 'retrying'
+UNION ALL
+SELECT m.name, m.event_name, d.event_id::text, m.paused, NULL, true, NULL, NULL, d.event_created_at
+  FROM {schema}.delivery AS d
+  JOIN mark AS m ON m.name = d.handler
+ WHERE d.state = 'dead' AND d.error LIKE %(begun)s AND d.updated_at >= %(since)s
 ) AS unfinished
  ORDER BY at, event_id, handler
  LIMIT %(most)s

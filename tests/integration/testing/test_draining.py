@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,28 @@ def test_what_makes_a_worker_refuse_is_raised(outbox_settings: Settings, empty_d
     empty = outbox_settings.model_copy(update={"database_url": Settings(database_url=empty_database_url).database_url})
     with pytest.raises(outbox.OutboxError, match="outbox migrate"):
         drain_sync(shop(), empty)
+
+
+def test_a_run_that_is_never_repeated_is_waited_for(outbox_settings: Settings, add: Add) -> None:
+    """It is dead in PostgreSQL for as long as it runs."""
+    app, looks = App(), list[Any]()
+
+    @app.handler("ordered", at_most_once=True)
+    async def charge(n: int) -> None:
+        ends = asyncio.get_running_loop().time() + 0.3
+        with psycopg.connect(outbox_settings.libpq_url(), autocommit=True) as connection:
+            # For as long as a drain that took it for dead would need to look many times.
+            while asyncio.get_running_loop().time() < ends:
+                looks.append(connection.execute("SELECT state FROM outbox.delivery ORDER BY updated_at").fetchall()[-1])
+                await asyncio.sleep(0.05)
+        if n == 2:
+            raise ValueError("declined")
+
+    add("ordered", n=1)
+    assert drain_sync(app, outbox_settings) == Drained(Counter(charge=1), Counter(), Counter())
+    assert set(looks) == {("dead",)}
+    add("ordered", n=2)
+    assert drain_sync(app, outbox_settings) == Drained(Counter(), Counter(charge=1), Counter())
 
 
 def test_handlers_share_the_tests_event_loop(outbox_settings: Settings, add: Add) -> None:

@@ -120,6 +120,34 @@ def test_what_a_handler_returns_is_its_outcome() -> None:
     assert isinstance(run_sync(app, "send", {"after": 0}), Dead)
 
 
+def test_middleware_is_around_the_run(finish: Any) -> None:
+    app, seen = App(), list[Any]()
+
+    @app.middleware
+    async def note(event: Event, next: Any) -> Any:
+        outcome = await next(event)
+        seen.append((event.payload, outcome))
+        return outcome
+
+    @app.handler("mail")
+    async def send(n: int) -> None: ...
+
+    assert finish(run, run_sync)(app, "send", {"n": 1}) == Done()
+    assert seen == [({"n": 1}, Done())]
+
+
+def test_a_handler_that_is_never_run_again_is_dead_when_it_fails(finish: Any) -> None:
+    app = App()
+
+    @app.handler("mail", at_most_once=True)
+    async def charge() -> None:
+        raise ValueError("declined")
+
+    assert isinstance(finish(run, run_sync)(app, "charge"), Dead)
+    with pytest.raises(outbox.ConfigurationError, match="'charge' has at_most_once=True"):
+        assert_idempotent_sync(app, "charge", state=lambda: None)
+
+
 def test_a_batch_handler_gets_a_batch_of_one_at_once(finish: Any) -> None:
     app, seen = App(), list[Any]()
 
