@@ -75,6 +75,7 @@ class _Attempt:
         """What the outcome was judged by, unless it is done."""
         self.committed = False
         """It is in PostgreSQL and cannot be changed any more."""
+        self.begun = False
         self.left: BaseException | None = None
         """What ended a run that has no outcome here: it was lost, or the worker stops."""
         self._job = job
@@ -86,6 +87,9 @@ class _Attempt:
         if self.committed:
             return DONE
         job = self._job
+        if self.begun and job.lane.handler.at_most_once:
+            raise HandlerError("a middleware must not run a handler with at_most_once=True again")
+        self.begun = True
         try:
             self.committed = await self._run(job)
         except BaseException as error:

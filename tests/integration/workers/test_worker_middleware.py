@@ -323,6 +323,37 @@ def test_a_middleware_that_breaks_the_rules_fails_the_attempt_with_advice(
     assert advice in outbox.one("SELECT error FROM outbox.dead_letter")
 
 
+def test_it_may_run_a_handler_again_but_not_one_that_runs_at_most_once(outbox: Any, work: Any, until: Any) -> None:
+    app, ran = workers.App(), []
+
+    @app.middleware
+    async def again(event: workers.Event, next: workers.Next) -> workers.Outcome:
+        await next(event)
+        return await next(event)
+
+    @app.handler("e")
+    async def usual() -> None:
+        ran.append("usual")
+        if len(ran) == 1:
+            raise OSError
+
+    @app.handler("f", at_most_once=True)
+    async def rare() -> None:
+        ran.append("rare")
+
+    outbox.attach("usual", "e")
+    outbox.attach("rare", "f")
+    outbox.publish("e", {})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("done") == 1)
+        outbox.publish("f", {})
+        await until(lambda: outbox.one("SELECT error LIKE '%%must not run%%' FROM outbox.dead_letter"))
+
+    work(app, scenario)
+    assert ran == ["usual", "usual", "rare"]
+
+
 def test_what_cannot_be_a_middleware_is_refused() -> None:
     def plain(event: workers.Event, next: workers.Next) -> None: ...
 
