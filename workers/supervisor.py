@@ -32,6 +32,9 @@ GRACE = 30.0
 DEADLINE = 8.0
 """Seconds beyond the grace after which a process that was told to stop is ended, whatever still hangs in it."""
 
+LEFTOVERS = 2.0
+"""Seconds that coroutines which were abandoned get to end when their worker is over."""
+
 SUPERVISED = "OUTBOX_SUPERVISED"
 """Set for children: they stop when their standard input ends, because then their supervisor is gone."""
 
@@ -208,7 +211,10 @@ async def _until_signalled(worker: Worker, grace: float) -> int:
         structlog.get_logger().error("worker.refused", reason=str(error))
         await worker.stop()
         return USAGE_ERROR
-    return RETIRED if worker.retired and not received else 0
+    status = RETIRED if worker.retired and not received else 0
+    # All is recorded or handed back. The loop's own end waits for coroutines that swallow their cancellation.
+    _end_after(LEFTOVERS, status)
+    return status
 
 
 def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
@@ -217,12 +223,12 @@ def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: Callable[[], None])
     loop.call_soon_threadsafe(stop)
 
 
-def _end_after(seconds: float) -> None:
+def _end_after(seconds: float, status: int = 1) -> None:
     """End the process by force then, even if the event loop itself is blocked."""
 
     def end() -> None:
         os.write(2, b"worker: did not stop in time, ending by force\n")
-        os._exit(1)
+        os._exit(status)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

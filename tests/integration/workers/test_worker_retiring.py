@@ -156,3 +156,36 @@ def test_a_process_that_is_told_to_stop_while_it_retires_waits_for_the_grace_and
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     assert outbox.count("done") == 3
+
+
+SWALLOWING = """
+import asyncio
+from pathlib import Path
+import workers
+app = workers.App()
+
+@app.handler("e", timeout=0.2, concurrency=1, max_attempts=1)
+async def stubborn(n: int) -> None:
+    while n == 1:
+        Path("inside").touch()
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("how", ["told", "retires"])
+def test_a_coroutine_that_swallows_its_cancellation_is_reported_and_holds_neither_slot_nor_process(
+    how: str, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("stubborn", "e")
+    worker = start(SWALLOWING, *(["--max-events", "3"] if how == "retires" else ["--grace", "60"]))
+    outbox.publish("e", *({"n": n} for n in range(3)))
+    wait_for(lambda: outbox.count("done") == 2 and outbox.count("dead") == 1)
+    assert outbox.one("SELECT error FROM outbox.dead_letter") == "HandlerTimeoutError: timed out after 0.2 s"
+    (reported,) = [line for line in worker.output().splitlines() if "handler.abandoned" in line]
+    assert "handler=stubborn" in reported
+    if how == "told":
+        worker.signal(signal.SIGTERM)
+    assert worker.wait(30) == (0 if how == "told" else 75)
