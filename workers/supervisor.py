@@ -326,7 +326,8 @@ class Supervisor:
         return (
             0
             if all(
-                status in (0, RETIRED) or child.restart_at
+                # One that was just starting had no handler for the signal yet, and held nothing.
+                status in (0, RETIRED, -signal.SIGTERM) or child.restart_at
                 for status, child in zip(statuses, self._children.values(), strict=True)
             )
             else 1

@@ -47,6 +47,7 @@ class Watchdog:
         """Watch the running loop, which must be this thread's."""
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
+        self._turned = time.monotonic()
         self._turn()
         threading.Thread(target=self._watch, name="outbox watchdog", daemon=True).start()
 

@@ -68,7 +68,7 @@ def test_what_lets_no_thread_run_is_reported_when_it_is_over(
 ) -> None:
     outbox.attach("h", "e")
     worker = start(HOLDING)
-    outbox.publish("e", {"n": 400_000_000})
+    outbox.publish("e", {"n": 100_000_000})
     wait_for(lambda: outbox.count("done") == 1)
     wait_for(lambda: lines(worker, "loop.free"))
 
