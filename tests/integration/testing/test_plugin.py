@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,12 +144,15 @@ def test_servers_die_with_tests_that_are_killed(
             assert tests.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        [(postgres, redis, folder, _)] = servers_of(pids)
+        redis_folder = Path(f"/proc/{redis}/cwd").resolve()
         tests.send_signal(signal.SIGKILL)
-    [(postgres, redis, folder, _)] = servers_of(pids)
     while not (gone(postgres) and gone(redis)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    subprocess.run(["rm", "-rf", str(folder.parents[1])], check=True)
+    for left in (folder, redis_folder):
+        [scratch] = [each for each in left.parents if each.name.startswith("obx-")]
+        shutil.rmtree(scratch)
 
 
 def test_a_suite_that_asks_for_nothing_loads_and_starts_nothing(suite: Callable[..., pytest.RunResult]) -> None:
