@@ -17,7 +17,7 @@ from structlog.contextvars import bind_contextvars
 from outbox import telemetry, trace
 from outbox.position import Position
 from workers import crash, failure, prefetch
-from workers.errors import ChildDiedError, DecidedError, HandlerTimeoutError, SupersededError
+from workers.errors import ChildDiedError, DecidedError, HandlerTimeoutError, RetryLater, Snooze, SupersededError
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import DONE, Dead, Outcome, judge
@@ -220,7 +220,7 @@ class Lane:
             self._log.error("delivery.dead", **facts)
         else:
             self._log.warning("delivery.retry", delay=round(getattr(outcome, "delay", 0.0), 3), **facts)
-        if telemetry.shows(logging.DEBUG):
+        if telemetry.shows(logging.DEBUG) and not isinstance(error, Snooze | RetryLater):
             self._log.debug("delivery.failed", exception=failure.trace(error), **facts)
         return outcome
 
