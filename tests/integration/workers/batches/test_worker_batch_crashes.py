@@ -44,18 +44,9 @@ async def plain(events: list[Event]) -> None:
 """
 
 
-@pytest.fixture(autouse=True)
-def _effects(outbox: Any) -> None:
-    outbox.sql.execute("CREATE TABLE effects (n integer)")
-
-
-def effects(outbox: Any) -> list[int]:
-    return [row[0] for row in outbox.sql.execute("SELECT n FROM effects ORDER BY n").fetchall()]
-
-
 @pytest.mark.parametrize(("event", "handler"), [("e", "h"), ("f", "plain")])
 def test_all_events_of_a_batch_whose_worker_is_killed_run_again_elsewhere(
-    event: str, handler: str, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+    event: str, handler: str, outbox: Any, batches: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
 ) -> None:
     outbox.attach("h", "e")
     outbox.attach("plain", "f")
@@ -65,12 +56,12 @@ def test_all_events_of_a_batch_whose_worker_is_killed_run_again_elsewhere(
     first.kill()
     start(HEAD + PAUSING, lease=LEASE)
     wait_for(lambda: outbox.count("done") == 50 and outbox.pending(event, handler) == 0)
-    assert effects(outbox) == (list(range(50)) if event == "e" else [])
+    assert batches.effects() == (list(range(50)) if event == "e" else [])
 
 
 @pytest.mark.parametrize("attempt", ["first", "retry"])
 def test_a_batch_of_a_worker_that_was_stopped_and_replaced_commits_nothing(
-    attempt: str, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+    attempt: str, outbox: Any, batches: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
 ) -> None:
     outbox.attach("h", "e")
     outbox.attach("plain", "f")
@@ -95,7 +86,7 @@ def test_a_batch_of_a_worker_that_was_stopped_and_replaced_commits_nothing(
     zombie.signal(signal.SIGTERM)
     zombie.wait()
     assert outbox.sql.execute("SELECT * FROM outbox.delivery ORDER BY event_id").fetchall() == rows
-    assert effects(outbox) == list(range(20))
+    assert batches.effects() == list(range(20))
 
 
 POISON = """
@@ -109,7 +100,7 @@ async def h(events: list[Event], session: AsyncSession) -> None:
 
 @pytest.mark.slow
 def test_an_event_that_kills_its_worker_runs_alone_afterwards_and_takes_no_other_of_its_batch_with_it(
-    outbox: Any, start: Callable[..., Any], wait_for: Any
+    outbox: Any, batches: Any, start: Callable[..., Any], wait_for: Any
 ) -> None:
     outbox.attach("h", "e")
     outbox.publish("e", *({"n": n} for n in range(10)))
@@ -125,5 +116,5 @@ def test_an_event_that_kills_its_worker_runs_alone_afterwards_and_takes_no_other
 
     wait_for(over, timeout=150)
     assert died == 3
-    assert effects(outbox) == list(range(1, 10))
+    assert batches.effects() == list(range(1, 10))
     assert outbox.one("SELECT payload FROM outbox.dead_letter") == {"n": 0}
