@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from console import options
-from console.commands.selection import Ids, Since, Until, read_ids, read_span
+from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
 from console.listing import Form, Output, cell, note, say, show
 
 if TYPE_CHECKING:
@@ -23,14 +24,27 @@ COLUMNS = {
     "attempts": "ATTEMPTS",
     "error": "ERROR",
 }
+GROUPS = {
+    "count": "COUNT",
+    "group": "GROUP",
+    "handler": "HANDLER",
+    "event_name": "EVENT",
+    "latest_at": "LATEST",
+    "error": "LATEST ERROR",
+}
 
 
 def dead(
     ids: Ids = None,
-    handler: Annotated[str | None, typer.Option(metavar="NAME", help="Those of this handler.")] = None,
-    event: Annotated[str | None, typer.Option(metavar="NAME", help="Those of events of this name.")] = None,
+    name: Name = None,
+    handler: Handler = None,
+    key: Key = None,
     since: Since = None,
     until: Until = None,
+    where: Where = None,
+    error: Error = None,
+    group: Group = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Count them by error, numbers and ids left out.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     output: Output = Form.TABLE,
     database_url: options.DatabaseUrl = None,
@@ -43,19 +57,19 @@ def dead(
 
     \b
     outbox dead --handler send_email --since 2h
-    outbox dead -o jsonl | jq -r .error | sort | uniq -c
+    outbox dead --groups --since 1d
+    outbox dead --where payload.user_id=7 -o json
     """
     from outbox import admin
 
-    first, last = read_span(since, until)
-    which = admin.Filter(
-        ids=read_ids(ids),
-        handler=handler,
-        event=event,
-        since=first,
-        until=last,
+    which = selected(
+        ids=ids, name=name, handler=handler, key=key, since=since, until=until, where=where, error=error, group=group
     )
     settings = options.settings(database_url=database_url, schema_name=schema)
+    if groups:
+        counted = admin.error_groups(settings, which, limit=limit)
+        show([asdict(each) for each in counted], GROUPS, output, empty="no dead letter fits")
+        return
     found = admin.dead_letters(settings, which, limit=limit)
     show([row(letter) for letter in found], COLUMNS, output, empty="no dead letter fits")
     if ids and output is Form.TABLE:

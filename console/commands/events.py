@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console import options
-from console.commands.selection import Ids, Since, Until, read_ids, read_span
+from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
 from console.listing import Form, Output, note, show
 
 if TYPE_CHECKING:
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 def events(
     ids: Ids = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Events of this name.")] = None,
-    key: Annotated[str | None, typer.Option(metavar="KEY", help="Events with this key.")] = None,
+    name: Name = None,
+    handler: Handler = None,
+    key: Key = None,
     since: Since = None,
     until: Until = None,
+    where: Where = None,
+    error: Error = None,
+    group: Group = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     output: Output = Form.TABLE,
     database_url: options.DatabaseUrl = None,
@@ -36,17 +40,14 @@ def events(
     outbox events --name send_email --since 1h
     outbox events 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55 -o json
     """
-    chosen = read_ids(ids)
-    after, before = read_span(since, until)
+    which = selected(
+        ids=ids, name=name, handler=handler, key=key, since=since, until=until, where=where, error=error, group=group
+    )
     from outbox import admin
 
     found = admin.events(
         options.settings(database_url=database_url, schema_name=schema),
-        ids=chosen,
-        name=name,
-        key=key,
-        since=after,
-        until=before,
+        which,
         limit=limit,
     )
     columns = {"created_at": "CREATED", "id": "ID", "name": "EVENT", "key": "KEY", "outcome": "DELIVERIES"}
@@ -54,7 +55,7 @@ def events(
     if output is Form.TABLE:
         rows = [{**row, "outcome": _outcome(event)} for row, event in zip(rows, found, strict=True)]
     show(rows, columns, output, empty="no event fits")
-    missing = set(chosen or ()) - {event.id for event in found}
+    missing = set(which.ids or ()) - {event.id for event in found}
     if missing and len(found) < limit:
         note(f"no event has the id {', '.join(map(str, sorted(missing)))}")
         raise typer.Exit(1 if not found else 3)

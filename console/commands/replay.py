@@ -12,11 +12,11 @@ import typer
 
 from console import options
 from console.commands.dead import COLUMNS, row
-from console.commands.selection import Ids, Since, Until, read_ids, read_span
+from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
 from console.listing import Form, Output, console, note, say, show, show_object
 
 if TYPE_CHECKING:
-    from outbox.admin import Filter
+    from outbox.admin import Selection
     from outbox.settings import Settings
 
 SAMPLE = 10
@@ -27,10 +27,14 @@ FAILED, PARTLY = 1, 3
 
 def replay(
     ids: Ids = None,
-    handler: Annotated[str | None, typer.Option(metavar="NAME", help="Those of this handler.")] = None,
-    event: Annotated[str | None, typer.Option(metavar="NAME", help="Those of events of this name.")] = None,
+    name: Name = None,
+    handler: Handler = None,
+    key: Key = None,
     since: Since = None,
     until: Until = None,
+    where: Where = None,
+    error: Error = None,
+    group: Group = None,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters of all handlers.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.01, help="At most so many a second.")] = None,
@@ -52,18 +56,11 @@ def replay(
     outbox replay --handler send_email --since 2h --dry-run
     outbox replay --all --rate 50 --reason "mail server is back" --yes
     """
-    from outbox.admin import Filter
-
-    first, last = read_span(since, until)
-    which = Filter(
-        ids=read_ids(ids),
-        handler=handler,
-        event=event,
-        since=first,
-        until=last,
+    which = selected(
+        ids=ids, name=name, handler=handler, key=key, since=since, until=until, where=where, error=error, group=group
     )
     if which.everything and not everything:
-        raise typer.BadParameter("say which: ids, --handler, --event, --since, --until, or --all")
+        raise typer.BadParameter("say which: ids, --handler, --name, --since or another filter, or --all")
     if everything and not which.everything:
         raise typer.BadParameter("--all takes every dead letter; leave it out to use the other filters")
     settings = options.settings(database_url=database_url, schema_name=schema)
@@ -86,7 +83,7 @@ def replay(
         raise typer.Exit(PARTLY if replayed else FAILED)
 
 
-def _missing(settings: Settings, which: Filter) -> list[UUID]:
+def _missing(settings: Settings, which: Selection) -> list[UUID]:
     """The ids that were given and that no fitting dead letter has."""
     from outbox import admin
 
@@ -96,7 +93,7 @@ def _missing(settings: Settings, which: Filter) -> list[UUID]:
     return [id for id in which.ids if id not in found]
 
 
-def _confirm(settings: Settings, which: Filter, limit: int | None) -> None:
+def _confirm(settings: Settings, which: Selection, limit: int | None) -> None:
     from outbox import admin
 
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -107,7 +104,7 @@ def _confirm(settings: Settings, which: Filter, limit: int | None) -> None:
         typer.confirm(f"Run {count:,} dead letter{'' if count == 1 else 's'} again?", abort=True, err=True)
 
 
-def _sample(settings: Settings, which: Filter, limit: int | None, form: Form) -> None:
+def _sample(settings: Settings, which: Selection, limit: int | None, form: Form) -> None:
     from outbox import admin
 
     matched = admin.count_dead_letters(settings, which)
@@ -122,7 +119,7 @@ def _sample(settings: Settings, which: Filter, limit: int | None, form: Form) ->
 
 
 def _replay(
-    settings: Settings, which: Filter, limit: int | None, rate: float | None, reason: str | None
+    settings: Settings, which: Selection, limit: int | None, rate: float | None, reason: str | None
 ) -> tuple[int, int]:
     from outbox import admin
 

@@ -3,16 +3,78 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
 from console import moments
 
+if TYPE_CHECKING:
+    from outbox.admin.selection import Selection
+
+_WHICH = "Which"
+
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Events' outbox ids.", show_default=False)]
-Since = Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 2h (ago) or ISO 8601 in UTC.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", "--event", metavar="NAME", help="Of events of this name.", rich_help_panel=_WHICH),
+]
+Handler = Annotated[str | None, typer.Option(metavar="NAME", help="Of this handler.", rich_help_panel=_WHICH)]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="Of events with this key.", rich_help_panel=_WHICH)]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="From then on: 2h (ago) or ISO 8601 in UTC.", rich_help_panel=_WHICH)
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before then.", rich_help_panel=_WHICH)]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=VALUE", help="By payload: payload.user_id=7. Several must all fit.", rich_help_panel=_WHICH
+    ),
+]
+Error = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Whose error has this text in it.", rich_help_panel=_WHICH)
+]
+Group = Annotated[
+    str | None,
+    typer.Option(metavar="GROUP", help="Of this group of errors: see `outbox dead --groups`.", rich_help_panel=_WHICH),
+]
+
+
+def selected(
+    *,
+    ids: list[str] | None = None,
+    name: str | None = None,
+    handler: str | None = None,
+    key: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    where: list[str] | None = None,
+    error: str | None = None,
+    group: str | None = None,
+) -> Selection:
+    """What was typed, as a selection. What cannot be read is a usage error, and so is a text of nothing."""
+    from outbox.admin.selection import PayloadField, Selection
+
+    first, last = read_span(since, until)
+    for flag, text in (("--name", name), ("--handler", handler), ("--error", error), ("--group", group)):
+        if text is not None and not text.strip():
+            raise typer.BadParameter(f"{flag} needs a text; leave it out to select more")
+    try:
+        fields = tuple(PayloadField.parse(text) for text in where or [])
+    except ValueError as wrong:
+        raise typer.BadParameter(f"--where: {wrong}") from None
+    return Selection(
+        ids=read_ids(ids),
+        name=name,
+        handler=handler,
+        key=key,
+        since=first,
+        until=last,
+        payload=fields,
+        error=error,
+        group=group,
+    )
 
 
 def read_ids(given: list[str] | None) -> tuple[UUID, ...] | None:

@@ -189,6 +189,6 @@ class Story:
         (letter,) = letters
         self.view.say(f"dead letter: {letter.handler}, {letter.attempts} attempts: {letter.error.splitlines()[-1]}")
         await self.connection.execute("INSERT INTO tax_rates (country, percent) VALUES (%s, 0)", [POISON.country])
-        which = admin.Filter(ids=(letter.event_id,), handler=letter.handler)
+        which = admin.Selection(ids=(letter.event_id,), handler=letter.handler)
         replayed = await asyncio.to_thread(admin.replay, settings, which, reason="there is a tax rate now")
         self.view.say(f"a tax rate for {POISON.country} is there now; replayed {replayed.count}")

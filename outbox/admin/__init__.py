@@ -1,8 +1,9 @@
 """Looking after an outbox: how far everything is, what failed, and running it again."""
 
 from outbox.admin.events import Delivery, LoggedEvent, events
-from outbox.admin.letters import DeadLetter, Filter, count_dead_letters, dead_letters
+from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.replaying import Replayed, replay
+from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Status, status
 
 __all__ = [
@@ -10,14 +11,17 @@ __all__ = [
     "Count",
     "DeadLetter",
     "Delivery",
-    "Filter",
+    "ErrorGroup",
     "HandlerStatus",
     "Leader",
     "LoggedEvent",
+    "PayloadField",
     "Replayed",
+    "Selection",
     "Status",
     "count_dead_letters",
     "dead_letters",
+    "error_groups",
     "events",
     "replay",
     "status",

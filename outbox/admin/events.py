@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
+from outbox.admin.selection import EVENTS, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
 
@@ -42,32 +43,21 @@ class LoggedEvent:
 
 def events(
     database: Database,
+    which: Selection | None = None,
     *,
     schema: str | None = None,
-    ids: Sequence[UUID] | None = None,
-    name: str | None = None,
-    key: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
     limit: int = 50,
 ) -> list[LoggedEvent]:
-    """The events that fit everything given, the latest first, at most `limit`; `until` is not included.
+    """The events that fit, the latest first, at most `limit`. Raises as `status` does.
 
-    A rare name or key without `since` reads the whole retained log. Raises as `status` does.
+    A rare name or key without `since` reads the whole retained log.
 
-    >>> events("postgresql:///shop", name="send_email", limit=1)[0].deliveries
+    >>> events("postgresql:///shop", Selection(name="send_email"), limit=1)[0].deliveries
     (Delivery(handler='send_email', state='done', ...),)
     """
-    asked = {
-        "ids": None if ids is None else list(ids),
-        "name": name,
-        "key": key,
-        "since": since,
-        "until": until,
-        "limit": limit,
-    }
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
-        return [_event(row) for row in cursor.execute(statement("events", where), asked)]
+        selected, asked = (which or Selection()).conditions(EVENTS, where)
+        return [_event(row) for row in cursor.execute(statement("events", where, selected), {**asked, "limit": limit})]
 
 
 def _event(row: Mapping[str, Any]) -> LoggedEvent:

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from psycopg.rows import class_row, tuple_row
 
+from outbox.admin.selection import LETTERS, Selection, group_of
+from outbox.admin.state import LOOK_AT
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which dead letters: those that fit everything that is given. Times are when they died, with a time zone; `since`
-    is included and `until` is not.
-
-    >>> Filter(handler="send_email", since=datetime.now(UTC) - timedelta(hours=2))
-    """
-
-    ids: tuple[UUID, ...] | None = None
-    handler: str | None = None
-    event: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    @property
-    def everything(self) -> bool:
-        """Whether nothing is given, so that every dead letter fits."""
-        return self == Filter()
-
-    def parameters(self) -> dict[str, Any]:
-        """What the statements ask for."""
-        return {**asdict(self), "ids": None if self.ids is None else list(self.ids)}
-
-    def described(self) -> dict[str, Any]:
-        """What was given, as JSON values: for the audit row."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        if self.ids is not None:
-            given["ids"] = [str(id) for id in self.ids]
-        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +37,7 @@ class DeadLetter:
 
 def dead_letters(
     database: Database,
-    which: Filter | None = None,
+    which: Selection | None = None,
     *,
     schema: str | None = None,
     limit: int = 100,
@@ -75,19 +45,62 @@ def dead_letters(
 ) -> list[DeadLetter]:
     """The dead letters that fit, the latest first unless `oldest_first`, at most `limit`. Raises as `status` does.
 
-    >>> [letter.error for letter in dead_letters("postgresql:///shop", Filter(handler="send_email"))]
+    >>> [letter.error for letter in dead_letters("postgresql:///shop", Selection(handler="send_email"))]
     ['MailboxFull: ...']
     """
     with (
         opened(database, schema) as (connection, where),
         connection.cursor(row_factory=class_row(DeadLetter)) as cursor,
     ):
-        asked = {**(which or Filter()).parameters(), "limit": limit, "oldest_first": oldest_first}
-        return cursor.execute(statement("letters", where), asked).fetchall()
+        selected, asked = (which or Selection()).conditions(LETTERS, where)
+        asked |= {"limit": limit, "oldest_first": oldest_first}
+        return cursor.execute(statement("letters", where, selected), asked).fetchall()
 
 
-def count_dead_letters(database: Database, which: Filter | None = None, *, schema: str | None = None) -> int:
+def count_dead_letters(database: Database, which: Selection | None = None, *, schema: str | None = None) -> int:
     """How many dead letters fit. Raises as `status` does."""
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(statement("count_letters", where), (which or Filter()).parameters()).fetchone()
+        selected, asked = (which or Selection()).conditions(LETTERS, where)
+        row = cursor.execute(statement("count_letters", where, selected), asked).fetchone()
         return int(row[0]) if row else 0
+
+
+@dataclass(frozen=True)
+class ErrorGroup:
+    """Dead letters of one handler and event name whose errors differ in numbers and ids only.
+
+    `group` selects them: `Selection(group=...)`. `error` is that of the latest letter, whose event is `latest_id`.
+    """
+
+    group: str
+    handler: str
+    event_name: str
+    count: int
+    first_at: datetime
+    latest_at: datetime
+    latest_id: UUID
+    error: str
+
+
+def error_groups(
+    database: Database,
+    which: Selection | None = None,
+    *,
+    schema: str | None = None,
+    limit: int = 100,
+    look_at: int = LOOK_AT,
+) -> list[ErrorGroup]:
+    """The dead letters that fit in groups by error, the largest first, at most `limit` groups.
+
+    The latest `look_at` letters that fit are counted. Raises as `status` does.
+
+    >>> [(group.error, group.count) for group in error_groups("postgresql:///shop", Selection(handler="send_email"))]
+    [('MailboxFull: user 7 has 1,024 letters', 12)]
+    """
+    with (
+        opened(database, schema) as (connection, where),
+        connection.cursor(row_factory=class_row(ErrorGroup)) as cursor,
+    ):
+        selected, asked = (which or Selection()).conditions(LETTERS, where)
+        asked |= {"limit": limit, "most": look_at}
+        return cursor.execute(statement("error_groups", where, selected, group_of("l.error")), asked).fetchall()

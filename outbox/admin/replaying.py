@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from outbox.admin.letters import Filter
+from outbox.admin.selection import LETTERS, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
 from outbox.names import check_schema
@@ -37,7 +37,7 @@ class Replayed:
 
 def replay(
     database: Database,
-    which: Filter,
+    which: Selection,
     *,
     schema: str | None = None,
     limit: int | None = None,
@@ -57,16 +57,17 @@ def replay(
 
     Raises `ValueError` for a rate or limit that is not positive, and otherwise as `status` does.
 
-    >>> replay("postgresql:///shop", Filter(handler="send_email"), reason="mail server is back")
+    >>> replay("postgresql:///shop", Selection(handler="send_email"), reason="mail server is back")
     Replayed(asked=12, count=12)
     """
     if (limit is not None and limit < 1) or (rate is not None and rate <= 0):
         raise ValueError("limit and rate must be positive")
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(statement("count_letters", where), which.parameters()).fetchone()
+        selected, given = which.conditions(LETTERS, where)
+        row = cursor.execute(statement("count_letters", where, selected), given).fetchone()
         assert row is not None
         total = row[0] if limit is None else min(row[0], limit)
-        asked: dict[str, Any] = {**which.parameters(), "began": row[1], **_after(None)}
+        asked: dict[str, Any] = {**given, "began": row[1], **_after(None)}
         detail = {"filter": which.described(), "count": total, "limit": limit, "rate": rate}
         done = 0
         began = clock()
@@ -75,7 +76,7 @@ def replay(
             with connection.transaction():
                 if done == 0:
                     _audit(cursor, where, actor or current_actor(), reason, detail)
-                found = cursor.execute(statement("replay", where), asked).fetchall()
+                found = cursor.execute(statement("replay", where, selected), asked).fetchall()
                 if not found and done == 0:
                     raise psycopg.Rollback()
             if not found:

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from outbox import admin
-from outbox.admin import Filter
+from outbox.admin import Selection
 
 Db = psycopg.Connection[Any]
 
@@ -58,23 +58,23 @@ def test_dead_letters_come_latest_first_and_fit_every_filter(db: Db) -> None:
     assert everyone[0].error == "boom"
     assert everyone[0].attempts == 10
     assert everyone[0].payload_json == '{"n": 1}'
-    assert len(admin.dead_letters(db, Filter(handler="h", event="b"))) == 1
-    assert len(admin.dead_letters(db, Filter(since=now(db) - timedelta(minutes=150)))) == 2
-    assert len(admin.dead_letters(db, Filter(until=now(db) - timedelta(minutes=150)))) == 1
-    assert admin.dead_letters(db, Filter(ids=(everyone[2].event_id,))) == [everyone[2]]
+    assert len(admin.dead_letters(db, Selection(handler="h", name="b"))) == 1
+    assert len(admin.dead_letters(db, Selection(since=now(db) - timedelta(minutes=150)))) == 2
+    assert len(admin.dead_letters(db, Selection(until=now(db) - timedelta(minutes=150)))) == 1
+    assert admin.dead_letters(db, Selection(ids=(everyone[2].event_id,))) == [everyone[2]]
     assert len(admin.dead_letters(db, limit=1)) == 1
-    assert admin.count_dead_letters(db, Filter(event="b")) == 2
+    assert admin.count_dead_letters(db, Selection(name="b")) == 2
 
 
 def test_a_replay_makes_the_delivery_due_with_all_its_attempts(db: Db) -> None:
     die(db)
-    assert admin.replay(db, Filter(handler="h")) == admin.Replayed(1, 1)
+    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(1, 1)
     row = db.execute(
         "SELECT state, attempts, crashes, lease, replays, due_at <= clock_timestamp() FROM outbox.delivery"
     ).fetchone()
     assert row == ("retrying", 0, 0, None, 1, True)
     assert admin.dead_letters(db) == []
-    assert admin.replay(db, Filter(handler="h")) == admin.Replayed(0, 0)
+    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(0, 0)
 
 
 def test_a_replay_touches_only_what_was_asked_for(db: Db) -> None:
@@ -86,18 +86,18 @@ def test_a_replay_touches_only_what_was_asked_for(db: Db) -> None:
         " SELECT event_id, 'other', event_created_at, 'done', 1 FROM outbox.dead_letter"
     )
     before = db.execute("SELECT * FROM outbox.delivery WHERE handler <> 'h' ORDER BY 1, 2").fetchall()
-    assert admin.replay(db, Filter(handler="h", event="a")).count == 5
+    assert admin.replay(db, Selection(handler="h", name="a")).count == 5
     assert db.execute("SELECT * FROM outbox.delivery WHERE handler <> 'h' ORDER BY 1, 2").fetchall() == before
     assert states(db) == {("h", "retrying"): 5, ("h", "dead"): 5, ("g", "dead"): 5, ("other", "done"): 15}
-    letter = admin.dead_letters(db, Filter(handler="g"))[0]
-    assert admin.replay(db, Filter(ids=(letter.event_id,))).count == 1
+    letter = admin.dead_letters(db, Selection(handler="g"))[0]
+    assert admin.replay(db, Selection(ids=(letter.event_id,))).count == 1
     assert states(db)["g", "retrying"] == 1
 
 
 def test_the_limit_takes_the_oldest(db: Db) -> None:
     for hours in (1, 3, 2):
         die(db, f"h{hours}", ago=f"{hours} hours")
-    assert admin.replay(db, Filter(), limit=2) == admin.Replayed(2, 2)
+    assert admin.replay(db, Selection(), limit=2) == admin.Replayed(2, 2)
     assert [letter.handler for letter in admin.dead_letters(db)] == ["h1"]
 
 
@@ -106,7 +106,7 @@ def test_a_delivery_that_went_with_its_partition_is_made_anew(db: Db) -> None:
     db.execute("DELETE FROM outbox.delivery")
     db.execute("DELETE FROM outbox.event")
     db.execute("UPDATE outbox.dead_letter SET event_created_at = '2001-01-01'")
-    assert admin.replay(db, Filter(handler="h")).count == 1
+    assert admin.replay(db, Selection(handler="h")).count == 1
     row = db.execute("SELECT state, replays, event_created_at = '2001-01-01' FROM outbox.delivery").fetchone()
     assert row == ("retrying", 1, True)
 
@@ -114,14 +114,14 @@ def test_a_delivery_that_went_with_its_partition_is_made_anew(db: Db) -> None:
 def test_a_delivery_that_is_no_longer_dead_stays_as_it_is(db: Db) -> None:
     die(db)
     db.execute("UPDATE outbox.delivery SET state = 'done'")
-    admin.replay(db, Filter(handler="h"))
+    admin.replay(db, Selection(handler="h"))
     assert states(db) == {("h", "done"): 1}
 
 
 def test_many_letters_go_in_batches_and_each_reports_its_progress(db: Db) -> None:
     die(db, count=1200)
     seen: list[tuple[int, int]] = []
-    assert admin.replay(db, Filter(), progress=lambda done, total: seen.append((done, total))).complete
+    assert admin.replay(db, Selection(), progress=lambda done, total: seen.append((done, total))).complete
     assert seen == [(500, 1200), (1000, 1200), (1200, 1200)]
     assert states(db) == {("h", "retrying"): 1200}
 
@@ -132,11 +132,11 @@ def test_replays_at_the_same_time_share_the_letters_and_double_none(database_url
 
     def one(_: int) -> admin.Replayed:
         start.wait()
-        return admin.replay(database_url, Filter(handler="h"))
+        return admin.replay(database_url, Selection(handler="h"))
 
     with ThreadPoolExecutor(4) as pool:
         done = sum(replayed.count for replayed in pool.map(one, range(4)))
-    done += admin.replay(db, Filter(handler="h")).count
+    done += admin.replay(db, Selection(handler="h")).count
     assert done == 2000
     assert db.execute("SELECT DISTINCT state, replays FROM outbox.delivery").fetchall() == [("retrying", 1)]
 
@@ -150,7 +150,7 @@ def test_what_dies_again_meanwhile_is_not_put_back_twice(db: Db) -> None:
         db.execute("UPDATE outbox.dead_letter SET died_at = clock_timestamp() WHERE event_id IN"
                    " (SELECT event_id FROM outbox.delivery WHERE replays = 1 LIMIT 100)")  # fmt: skip
 
-    assert admin.replay(db, Filter(), progress=die_again) == admin.Replayed(600, 600)
+    assert admin.replay(db, Selection(), progress=die_again) == admin.Replayed(600, 600)
     assert db.execute("SELECT DISTINCT replays FROM outbox.delivery").fetchall() == [(1,)]
 
 
@@ -163,16 +163,16 @@ def test_an_interrupted_replay_has_done_what_it_reported_and_can_be_repeated(db:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        admin.replay(db, Filter(), progress=stop)
+        admin.replay(db, Selection(), progress=stop)
     assert states(db) == {("h", "retrying"): reported[0], ("h", "dead"): 1200 - reported[0]}
-    assert admin.replay(db, Filter()).count == 1200 - reported[0]
+    assert admin.replay(db, Selection()).count == 1200 - reported[0]
 
 
 def test_the_rate_spreads_them_over_time(db: Db) -> None:
     die(db, count=30)
     pauses: list[float] = []
     readings = iter([0.0, 0.04, 0.25])
-    replayed = admin.replay(db, Filter(), rate=100, sleep=pauses.append, clock=lambda: next(readings))
+    replayed = admin.replay(db, Selection(), rate=100, sleep=pauses.append, clock=lambda: next(readings))
     assert replayed.count == 30
     # Ten letters may take a tenth of a second; the second ten were late already.
     assert pauses == pytest.approx([0.06, 0.0])
@@ -180,8 +180,8 @@ def test_the_rate_spreads_them_over_time(db: Db) -> None:
 
 def test_an_audit_row_says_who_why_and_what(db: Db) -> None:
     die(db, count=3)
-    admin.replay(db, Filter(handler="h"), reason="fixed", actor="ann@desk")
-    admin.replay(db, Filter(handler="h"), reason="nothing left", actor="ann@desk")
+    admin.replay(db, Selection(handler="h"), reason="fixed", actor="ann@desk")
+    admin.replay(db, Selection(handler="h"), reason="nothing left", actor="ann@desk")
     rows = db.execute("SELECT actor, action, reason, detail FROM outbox.audit").fetchall()
     detail = {"filter": {"handler": "h"}, "count": 3, "limit": None, "rate": None}
     assert rows == [("ann@desk", "replay", "fixed", detail)]
@@ -189,6 +189,6 @@ def test_an_audit_row_says_who_why_and_what(db: Db) -> None:
 
 def test_a_limit_or_rate_of_nothing_is_refused(db: Db) -> None:
     with pytest.raises(ValueError, match="positive"):
-        admin.replay(db, Filter(), limit=0)
+        admin.replay(db, Selection(), limit=0)
     with pytest.raises(ValueError, match="positive"):
-        admin.replay(db, Filter(), rate=0)
+        admin.replay(db, Selection(), rate=0)

@@ -172,7 +172,7 @@ def test_writer_relay_and_worker_do_their_whole_work_under_their_own_roles(
         )
         wait_for(lambda: counts("refuse") == {"dead": 3}, "dead letters", logs)
         (tmp_path / "mended").touch()
-        assert admin.replay(database_url, admin.Filter(handler="refuse"), reason="mended").count == 3
+        assert admin.replay(database_url, admin.Selection(handler="refuse"), reason="mended").count == 3
         wait_for(lambda: counts("refuse") == {"done": 3}, "the replay", logs)
         assert owner.execute("SELECT array_agg(number ORDER BY number) FROM booking").fetchone() == ([0, 1, 2],)
         caught_up = (

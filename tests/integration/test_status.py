@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from outbox import admin
+from outbox.admin import Selection
 from outbox.database import UnreachableError
 from outbox.errors import SchemaError
 from outbox.names import lock_id
@@ -222,9 +223,9 @@ def test_events_are_filtered_by_all_that_is_given(db: Db) -> None:
         "INSERT INTO outbox.event (name, key, payload) VALUES ('a', 'k1', '{}'), ('a', 'k2', '{}'), ('b', 'k1', '{}')"
     )
     every = admin.events(db)
-    assert len(admin.events(db, name="a")) == 2
-    assert len(admin.events(db, name="a", key="k1")) == 1
-    assert admin.events(db, ids=[every[1].id]) == [every[1]]
+    assert len(admin.events(db, Selection(name="a"))) == 2
+    assert len(admin.events(db, Selection(name="a", key="k1"))) == 1
+    assert admin.events(db, Selection(ids=(every[1].id,))) == [every[1]]
     assert len(admin.events(db, limit=1)) == 1
-    assert admin.events(db, since=datetime.now(UTC) + timedelta(hours=1)) == []
-    assert len(admin.events(db, until=datetime.now(UTC) + timedelta(hours=1))) == 3
+    assert admin.events(db, Selection(since=datetime.now(UTC) + timedelta(hours=1))) == []
+    assert len(admin.events(db, Selection(until=datetime.now(UTC) + timedelta(hours=1)))) == 3

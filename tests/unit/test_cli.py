@@ -109,7 +109,7 @@ def test_wrong_usage_exits_2_with_one_line_and_leaves_stdout_empty(
             "outbox worker: say where the application is, as MODULE:APP, for example shop.tasks:app; ",
         ),
         (["dev", "shop"], "outbox dev: say where the application is, as MODULE:APP, for example shop.tasks:app; "),
-        (["replay"], "outbox replay: say which: ids, --handler, --event, --since, --until, or --all; "),
+        (["replay"], "outbox replay: say which: ids, --handler, --name, --since or another filter, or --all; "),
         (["events", "-o", "xml"], "outbox events: Invalid value for '--output' / '-o': 'xml' is not one of 'table', "),
         (["dead", "--since", "1h", "--until", "2h"], "outbox dead: --since lies after --until; "),
     ],

@@ -7,10 +7,6 @@ SELECT e.id, e.name, e.key, e.created_at, e.payload::text AS payload_json, e.hea
                    FROM {schema}.delivery AS d
                   WHERE d.event_id = e.id AND d.event_created_at = e.created_at), '[]') AS deliveries
   FROM {schema}.event AS e
- WHERE (%(ids)s::uuid[] IS NULL OR e.id = ANY(%(ids)s::uuid[]))
-   AND (%(name)s::text IS NULL OR e.name = %(name)s)
-   AND (%(key)s::text IS NULL OR e.key = %(key)s)
-   AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s)
-   AND (%(until)s::timestamptz IS NULL OR e.created_at < %(until)s)
+ WHERE {selection}
  ORDER BY e.id DESC
  LIMIT %(limit)s

@@ -2,12 +2,8 @@
 -- either direction (the planner sees through the CASE); by id the primary key.
 SELECT event_id, handler, event_created_at, name AS event_name, key, payload::text AS payload_json, headers, attempts, error,
        traceback, died_at
-  FROM {schema}.dead_letter
+  FROM {schema}.dead_letter AS l
  WHERE replayed_at IS NULL
-   AND (%(ids)s::uuid[] IS NULL OR event_id = ANY(%(ids)s::uuid[]))
-   AND (%(handler)s::text IS NULL OR handler = %(handler)s)
-   AND (%(event)s::text IS NULL OR name = %(event)s)
-   AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
-   AND (%(until)s::timestamptz IS NULL OR died_at < %(until)s)
+   AND {selection}
  ORDER BY CASE WHEN %(oldest_first)s::boolean THEN died_at END, died_at DESC, event_id, handler
  LIMIT %(limit)s

@@ -4,16 +4,12 @@
 -- stays as it is. Index: dead_letter_died_at, or by id the primary key; delivery's primary key.
 WITH chosen AS MATERIALIZED (
   SELECT event_id, handler, event_created_at, died_at
-    FROM {schema}.dead_letter
+    FROM {schema}.dead_letter AS l
    WHERE replayed_at IS NULL
      AND died_at <= %(began)s
      AND (%(after_died_at)s::timestamptz IS NULL
           OR (died_at, event_id, handler) > (%(after_died_at)s, %(after_event_id)s::uuid, %(after_handler)s::text))
-     AND (%(ids)s::uuid[] IS NULL OR event_id = ANY(%(ids)s::uuid[]))
-     AND (%(handler)s::text IS NULL OR handler = %(handler)s)
-     AND (%(event)s::text IS NULL OR name = %(event)s)
-     AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
-     AND (%(until)s::timestamptz IS NULL OR died_at < %(until)s)
+     AND {selection}
    ORDER BY died_at, event_id, handler
    LIMIT %(batch)s
      FOR UPDATE SKIP LOCKED

@@ -32,11 +32,11 @@ def test_letters_are_listed_and_put_back_in_many_batches(pooled: Settings) -> No
             [LETTERS],
         )
     assert len(admin.dead_letters(pooled, limit=2 * LETTERS)) == LETTERS
-    assert len(admin.events(pooled, name="paid", limit=2 * LETTERS)) == LETTERS
+    assert len(admin.events(pooled, admin.Selection(name="paid"), limit=2 * LETTERS)) == LETTERS
     batches: list[int] = []
     # At 50 a second there are five in a batch.
     done = admin.replay(
-        pooled, admin.Filter(), rate=50, progress=lambda done, _: batches.append(done), sleep=lambda _: None
+        pooled, admin.Selection(), rate=50, progress=lambda done, _: batches.append(done), sleep=lambda _: None
     )
     assert done.count == LETTERS
     assert len(batches) == LETTERS / 5

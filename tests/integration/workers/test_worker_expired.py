@@ -72,7 +72,7 @@ def test_its_dead_letter_can_be_replayed_and_a_further_redelivery_changes_nothin
     async def scenario(worker: workers.Worker) -> None:
         outbox.push("signed_up", [old])
         await until(lambda: outbox.count("dead") == 1)
-        assert admin.replay(outbox.settings, admin.Filter(handler="welcome")).count == 1
+        assert admin.replay(outbox.settings, admin.Selection(handler="welcome")).count == 1
         await until(lambda: outbox.count("done") == 1)
         outbox.push("signed_up", [old])
         await until(lambda: outbox.pending("signed_up", "welcome") == 0)

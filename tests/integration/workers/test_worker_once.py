@@ -134,14 +134,14 @@ def test_a_replay_runs_it_again_and_marks_it_again(
     first.kill()
     second = start(HEAD + KINDS["async"], lease=LEASE)
     before = outbox.one("SELECT error FROM outbox.dead_letter")
-    assert admin.replay(outbox.sql, admin.Filter(handler="h")).count == 1
+    assert admin.replay(outbox.sql, admin.Selection(handler="h")).count == 1
     wait_for(lambda: runs(tmp_path) == [0, 0])
     second.kill()
     assert outbox.one("SELECT state, lease FROM outbox.delivery") == ("dead", None)
     assert outbox.one("SELECT error FROM outbox.dead_letter WHERE replayed_at IS NULL") != before
     (tmp_path / "go").touch()
     start(HEAD + KINDS["async"], lease=LEASE)
-    assert admin.replay(outbox.sql, admin.Filter(handler="h")).count == 1
+    assert admin.replay(outbox.sql, admin.Selection(handler="h")).count == 1
     wait_for(lambda: outbox.count("done") == 1)
     assert runs(tmp_path) == [0, 0, 0]
     assert outbox.one("SELECT count(*) FROM outbox.dead_letter") == 0
@@ -182,7 +182,7 @@ def test_a_failure_is_final_whatever_it_asks_for_and_its_error_is_kept(
         outbox.publish("e", *({"n": n} for n in range(5)))
         await until(lambda: errors() == ERRORS)
         if replayed:
-            admin.replay(outbox.sql, admin.Filter(handler="h"))
+            admin.replay(outbox.sql, admin.Selection(handler="h"))
             await until(lambda: errors() == ERRORS)
 
     work(app, scenario)
