@@ -113,7 +113,7 @@ class App:
         event_name: str,
         *,
         name: str | None = None,
-        max_attempts: int = 10,
+        max_attempts: int | None = None,
         timeout: float = 30.0,
         soft_timeout: float | None = None,
         backoff: BackoffLike | None = None,
@@ -129,7 +129,8 @@ class App:
         """Subscribe a function to an event name. The function itself is returned unchanged.
 
         `name` is the handler's name (the function's by default), under which its progress is kept: do not change it
-        lightly. `concurrency` is how many runs one process does at once.
+        lightly. `concurrency` is how many runs one process does at once. After `max_attempts` (10 by default) failed
+        runs an event is dead.
 
         `timeout` and `soft_timeout` are in seconds. At the soft one `SoftTimeout` is raised in the run, so that it may
         clean up. At the other its time is over: a coroutine is cancelled, a thread gets an exception, which a call into
@@ -164,8 +165,8 @@ class App:
 
         `at_most_once=True` is for the rare plain handler that must never run twice for an event: before the run its
         delivery is recorded as dead, with a dead letter that says "interrupted", and as done after it. A failure, a
-        timeout or a crash leaves the dead letter, and only a replay runs it again; `max_attempts` is 1. It costs each
-        run a transaction more.
+        timeout or a crash leaves the dead letter, and only a replay runs it again, so `max_attempts`, `backoff` and
+        `retry_on` are refused with it. It costs each run a transaction more.
 
         Raises `HandlerError` for a function that cannot be called this way and `ConfigurationError` for a duplicate
         name.
@@ -173,7 +174,8 @@ class App:
         >>> @app.handler("order_placed", timeout=5, backoff=workers.Backoff(initial=2, maximum=60))
         ... def book(order_id: int, session: Session) -> None: ...
         """
-        _check_options(event_name, max_attempts, timeout, soft_timeout, concurrency)
+        attempts = 10 if max_attempts is None else max_attempts
+        _check_options(event_name, attempts, timeout, soft_timeout, concurrency)
         start_at = _start_at(start)
         waits = self._backoff if backoff is None else delays(backoff)
         judged = verdicts(
@@ -182,7 +184,7 @@ class App:
         )
 
         if at_most_once:
-            max_attempts, judged = 1, replace(judged, all_final=True)
+            attempts, judged = 1, replace(judged, all_final=True)
 
         def register(function: Function) -> Function:
             if not inspect.isroutine(function) or inspect.isasyncgenfunction(function):
@@ -207,13 +209,14 @@ class App:
             if pool is not None:
                 check_injected(compiled)
             if at_most_once:
-                once.check(full, compiled, batch=batch, repeats=backoff is not None or retry_on is not None)
+                said = any(option is not None for option in (max_attempts, backoff, retry_on))
+                once.check(full, compiled, batch=batch, repeats=said)
             self._handlers[full] = Handler(
                 name=full,
                 event_name=event_name,
                 function=function,
                 binding=compiled,
-                max_attempts=max_attempts,
+                max_attempts=attempts,
                 timeout=timeout,
                 backoff=waits,
                 soft_timeout=soft_timeout,

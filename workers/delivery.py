@@ -166,13 +166,14 @@ def dead_letter(job: Job, error: str, traceback: str | None, *, cost: int = 1) -
     return "finish_dead", facts | {"lease": job.lease, "cost": cost}
 
 
-def given_back(jobs: list[Job], *, delay: float = 0.0) -> dict[str, Any]:
-    """Parameters of `finish_retry` for leased retries that were not run, due again in `delay` seconds at no cost."""
+def given_back(jobs: list[Job], delays: list[float] | None = None) -> dict[str, Any]:
+    """Parameters of `finish_retry` for leased retries that were not run, due again in so many seconds, or now, at no
+    cost."""
     count = len(jobs)
     return (
         keys(jobs)
         | leases(jobs)
-        | {"costs": [0] * count, "crashes": [0] * count, "delays": [delay] * count, "errors": [None] * count}
+        | {"costs": [0] * count, "crashes": [0] * count, "delays": delays or [0.0] * count, "errors": [None] * count}
     )
 
 

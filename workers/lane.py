@@ -205,7 +205,8 @@ class Lane:
 
     def _named(self, job: Job, error: BaseException) -> BaseException:
         if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):
-            return HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s")
+            endless = " and could not be interrupted" if job.task in self._abandoned else ""
+            return HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s{endless}")
         return error
 
     def _judge(self, job: Job, error: BaseException) -> Outcome:
@@ -268,9 +269,7 @@ class Lane:
             job.ticket.abandon()
         self._log.error("handler.abandoned", event_id=job.event_id, cause=job.cause)
         if job.cause == "timeout" and not job.closed:
-            self._fail(
-                job, HandlerTimeoutError(f"timed out after {self.handler.timeout:g} s and could not be interrupted")
-            )
+            self._fail(job, HandlerTimeoutError())
         job.closed = True
         self._fill()
 

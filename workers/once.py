@@ -82,5 +82,6 @@ def check(name: str, binding: Binding, *, batch: int | None, repeats: bool) -> N
         raise HandlerError(f"handler {name!r}: at_most_once=True takes one event at a time; leave batch=… out")
     if repeats:
         raise HandlerError(
-            f"handler {name!r}: with at_most_once=True nothing is tried again; leave backoff=… and retry_on=… out"
+            f"handler {name!r}: with at_most_once=True nothing is tried again; leave max_attempts=…, backoff=… and "
+            "retry_on=… out"
         )

@@ -14,6 +14,9 @@ from workers.outcome import MAX_CRASHES
 SOON = 0.001
 """Seconds: a due time is met a little late rather than a little early."""
 
+LOOK_EVERY = 1.0
+"""Seconds between two looks at what is due, if nothing is known to be due before."""
+
 LATER = 1.0
 """Seconds until a delivery that cannot run here now is due again."""
 
@@ -51,14 +54,19 @@ class Retries:
         while not self._stopping:
             self._wake.clear()
             now = self._loop.time()
+            if self._suspect is not None and not self._suspect_runs():
+                # The next one need not wait.
+                self._suspect = None
+                for lane in self._lanes.values():
+                    lane.next_due = now
             open_lanes = [lane for lane in self._lanes.values() if not lane.paused and lane.retry_room() > 0]
             due = [lane for lane in open_lanes if lane.next_due <= now]
             if due:
                 await self.claim(due)
                 continue
-            earliest = min((lane.next_due for lane in open_lanes), default=now + 1)
+            earliest = min((lane.next_due for lane in open_lanes), default=now + LOOK_EVERY)
             try:
-                async with asyncio.timeout(min(1.0, earliest - now) + SOON):
+                async with asyncio.timeout(min(LOOK_EVERY, earliest - now) + SOON):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -68,7 +76,7 @@ class Retries:
         rooms = {lane.name: lane.retry_room() for lane in lanes}
         now = self._loop.time()
         for lane in lanes:
-            lane.next_due = now + 1.0
+            lane.next_due = now + LOOK_EVERY
         rows = await self._database.fetch(
             "claim",
             {
@@ -83,36 +91,40 @@ class Retries:
         taken = dict.fromkeys(rooms, 0)
         ready: list[Job] = []
         refused: list[Job] = []
+        delays: list[float] = []
         for job in map(self._job, rows):
             taken[job.lane.name] += 1
             if not job.payload:
                 await self._bury(job, "the event is gone: its partition was dropped before this retry")
             elif job.crashes >= MAX_CRASHES:
                 await self._bury(job, "its worker died three times while it ran")
-            elif self._startable(job):
+            elif (delay := self._put_off(job)) is None:
                 ready.append(job)
             else:
                 refused.append(job)
+                delays.append(delay)
         # Before anything starts: what a suspect takes down with it must not look as if it had run, too.
         if refused:
-            await self._database.fetch("finish_retry", given_back(refused, delay=LATER))
+            await self._database.fetch("finish_retry", given_back(refused, delays))
         for job in ready:
             job.lane.start_retry(job)
         for lane in lanes:
             if taken[lane.name] >= rooms[lane.name]:
                 lane.next_due = self._loop.time()
 
-    def _startable(self, job: Job) -> bool:
-        """Whether it may run here now: not while it still runs here as a first attempt, and of those whose worker died
-        `SUSPECT` times one at a time. Else one poisonous event could take its neighbours down as often as itself."""
+    def _put_off(self, job: Job) -> float | None:
+        """In how many seconds it is due again; None if it runs here now: not while it still runs here as a first
+        attempt, and of those whose worker died `SUSPECT` times one at a time. Else one poisonous event could take its
+        neighbours down as often as itself."""
         if job.lane.stopping or job.event_id in job.lane.active:
-            return False
+            return LATER
         if job.crashes >= SUSPECT:
             if self._suspect_runs():
-                return False
+                # Of this worker they are claimed when that is over, and another one may have them now.
+                return 0.0
             self._suspect = job
         job.lane.active[job.event_id] = job
-        return True
+        return None
 
     def _suspect_runs(self) -> bool:
         job = self._suspect

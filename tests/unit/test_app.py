@@ -67,8 +67,9 @@ async def takes_nothing() -> None: ...
     [
         (asks_for_a_session, {}, "happens once anyway. Leave at_most_once out"),
         (takes_a_batch, {"batch": 10}, "leave batch=… out"),
-        (takes_nothing, {"backoff": 5}, "nothing is tried again; leave backoff"),
-        (takes_nothing, {"retry_on": OSError}, "nothing is tried again; leave backoff"),
+        (takes_nothing, {"max_attempts": 1}, "is tried again; leave max_attempts=…, backoff"),
+        (takes_nothing, {"backoff": 5}, "nothing is tried again; leave max_attempts=…, backoff"),
+        (takes_nothing, {"retry_on": OSError}, "nothing is tried again; leave max_attempts=…, backoff"),
     ],
 )
 def test_at_most_once_refuses_what_contradicts_it_with_advice(function: Any, options: Any, advice: str) -> None:
