@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     """How long events are kept at least: days as `7d`, hours as `36:00:00`. The relay makes and drops partitions."""
     log_level: str = "info"
     log_format: str = "auto"
-    """`auto` (colours on a terminal, else logfmt), `console`, `logfmt` or `json`."""
+    """`auto` (colours on a terminal, else json), `console`, `logfmt` or `json`."""
 
     @field_validator("schema_name")
     @classmethod

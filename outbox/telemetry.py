@@ -1,8 +1,14 @@
-"""Logging of the long-running roles: dotted event names (`relay.tick`), data as key-values, never a payload."""
+"""Logging of the long-running roles: dotted event names (`relay.started`), data as key-values, never a payload.
+
+Only structlog is set up, and that only by our own programs. The root logger, and what the application does with it, is
+left alone; an application that configures structlog itself has our lines in its own form. `docs/telemetry.md` has a
+table of all names.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -17,17 +23,25 @@ def shows(level: int) -> bool:
 
 
 def configure(level: str = "info", form: str = "auto") -> None:
-    """Send structured logs to stderr. `form` is auto, console, logfmt or json."""
+    """Send structured logs to stderr.
+
+    `level` is debug, info, warning, error or critical. `form` is auto, console, logfmt or json; auto is console on a
+    terminal and json elsewhere. Colours are left out where `NO_COLOR` is set.
+
+    >>> telemetry.configure("warning", "json")
+    """
     global _shown
     number = _shown = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     if form == "auto":
-        form = "console" if sys.stderr.isatty() else "logfmt"
+        form = "console" if sys.stderr.isatty() else "json"
     renderer: Any
     if form == "json":
         renderer = structlog.processors.JSONRenderer()
     elif form == "console":
         # Not Rich's tracebacks, which show every local variable, passwords and payloads included.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         renderer = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
     chain: list[Any] = [

@@ -351,16 +351,20 @@ class Upkeep:
         if report.changed:
             done = {name: value for name, value in asdict(report).items() if value and name in _DONE}
             log.info("upkeep.done", **done)
-        self._warn("upkeep.not_allowed", None if report.allowed else NOT_ALLOWED, "advice")
-        self._warn("upkeep.left", report.left, "left")
-        self._warn("upkeep.held_back", report.held_by, "handlers")
-        self._warn("handler.unserved", report.unserved, "handlers")
+        if self._news("not_allowed", not report.allowed):
+            log.warning("upkeep.not_allowed", advice=NOT_ALLOWED)
+        if self._news("left", report.left):
+            log.warning("upkeep.left", left=report.left)
+        if self._news("held_back", report.held_by):
+            log.warning("upkeep.held_back", handlers=report.held_by)
+        if self._news("unserved", report.unserved):
+            log.warning("handler.unserved", handlers=report.unserved)
 
-    def _warn(self, event: str, found: object, name: str) -> None:
-        """Warn of something once, and again when it has changed."""
-        if found and self._said.get(event) != found:
-            log.warning(event, **{name: found})
-        self._said[event] = found
+    def _news(self, what: str, found: object) -> bool:
+        """Whether something is to be told: once, and again when it has changed."""
+        new = bool(found) and self._said.get(what) != found
+        self._said[what] = found
+        return new
 
 
 _DONE = ("made", "dropped", "moved", "deleted", "ticks")

@@ -149,7 +149,7 @@ def test_a_role_whose_server_is_away_says_so_waits_and_still_stops(
         said = ""
         for line in process.stderr:
             said += line
-            if "level=warning" in line:
+            if '"level": "warning"' in line:
                 break
         process.terminate()
         said += process.stderr.read()

@@ -167,6 +167,7 @@ class Process:
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
             "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+            "OUTBOX_LOG_FORMAT": "logfmt",
         }
         self.log = folder / f"worker-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
