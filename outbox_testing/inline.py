@@ -138,7 +138,8 @@ async def perform(
         async with _resources(app, handler, resources) as given:
             parts: dict[str, Any] = {} if write is None else {"_write": staticmethod(write)}
             kind = type("Inline", (Execution if handler.batch is None else BatchExecution,), parts)
-            execution = kind(handler, stand_in, database, 1, log, given, app.middlewares)
+            middleware = app.middlewares if handler.batch is None else app.batch_middlewares
+            execution = kind(handler, stand_in, database, 1, log, given, middleware)
             return await _attempt(handler, execution, event, attempt, log)
     finally:
         await database.close()

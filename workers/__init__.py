@@ -10,6 +10,7 @@ from fast_depends import Depends
 from outbox.event import Event
 from workers.app import App
 from workers.backoff import Backoff
+from workers.batch_middleware import BatchMiddleware, BatchNext, Outcomes
 from workers.context import Context
 from workers.errors import (
     HandlerError,
@@ -27,6 +28,8 @@ from workers.worker import Worker
 __all__ = [
     "App",
     "Backoff",
+    "BatchMiddleware",
+    "BatchNext",
     "Context",
     "Dead",
     "Depends",
@@ -36,6 +39,7 @@ __all__ = [
     "Middleware",
     "Next",
     "Outcome",
+    "Outcomes",
     "PayloadMismatchError",
     "Reject",
     "Retry",

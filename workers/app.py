@@ -15,6 +15,7 @@ from outbox.names import check_name
 from workers import batch as batches
 from workers import binding, once, resources
 from workers.backoff import DEFAULT, BackoffLike, delays
+from workers.batch_middleware import BatchMiddleware
 from workers.errors import HandlerError
 from workers.handler import Handler
 from workers.middleware import Middleware, check
@@ -25,6 +26,7 @@ from workers.verdict import Classes, verdicts
 Start: TypeAlias = datetime | Literal["beginning", "now"]
 
 Around = TypeVar("Around", bound=Middleware)
+AroundBatch = TypeVar("AroundBatch", bound=BatchMiddleware)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -38,7 +40,8 @@ class App:
     name. A dataclass or NamedTuple gives each of its fields too, by the field's type, but for types that payloads have
     (`str`, `int`, `datetime`, …). A handler in a thread gets the same object as those on the event loop.
 
-    `middleware` is what is around every run, outermost first; see `App.middleware`.
+    `middleware` and `batch_middleware` are what is around every run of one event or of a batch, outermost first; see
+    the methods of these names.
 
     Raises `ConfigurationError` for what is no lifespan, or gives what handlers get anyway.
 
@@ -57,6 +60,7 @@ class App:
         prefix: str = "",
         lifespan: Lifespan | None = None,
         middleware: Sequence[Middleware] = (),
+        batch_middleware: Sequence[BatchMiddleware] = (),
         backoff: BackoffLike | None = None,
         retry_on: Classes | None = None,
         dead_on: Classes | None = None,
@@ -72,6 +76,9 @@ class App:
         self._middleware: list[Middleware] = []
         for each in middleware:
             self.middleware(each)
+        self._batch_middleware: list[BatchMiddleware] = []
+        for one in batch_middleware:
+            self.batch_middleware(one)
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -82,6 +89,11 @@ class App:
     def middlewares(self) -> tuple[Middleware, ...]:
         """All middleware, outermost first."""
         return tuple(self._middleware)
+
+    @property
+    def batch_middlewares(self) -> tuple[BatchMiddleware, ...]:
+        """All middleware of handlers with `batch=`, outermost first."""
+        return tuple(self._batch_middleware)
 
     def middleware(self, function: Around) -> Around:
         """Put a function around every run of every handler, inside of those that were added before. It is returned
@@ -95,7 +107,7 @@ class App:
         A transactional handler's `Done` means that it is committed, with its outcome: that cannot be changed any more,
         and what tries to is logged as an error, `middleware.too_late`. Any other outcome means that the transaction is
         rolled back. When a run ends without an outcome, because the worker stops or another one has the event, `next`
-        raises. Handlers with `batch=` run without middleware; with `pool="process"` it stays in the worker's process.
+        raises. Handlers with `batch=` have `batch_middleware`; with `pool="process"` it stays in the worker's process.
 
         Raises `HandlerError` for what is not `async def`.
 
@@ -106,6 +118,31 @@ class App:
         """
         check(function)
         self._middleware.append(function)
+        return function
+
+    def batch_middleware(self, function: AroundBatch) -> AroundBatch:
+        """Put a function around every run of every handler with `batch=`, inside of those that were added before. It
+        is returned unchanged.
+
+        It takes the events of the run, a tuple, and `next`, which runs the rest and gives a dict with the outcome of
+        each by `event.id`. It returns that dict or another one. An event that another worker has meanwhile is not in
+        it. All else is as for `middleware`, with two differences:
+
+        - A batch that fails has no outcomes: `next` raises what the handler raised. Let through, it has the events run
+          again in two halves, each with a passage of its own; who returns outcomes instead, decides for all of them.
+          An event that fails alone has its outcome in the dict.
+        - The outcomes of a transactional batch are committed together, also `Retry` and `Dead` that the handler
+          returned for some: none of them can be changed.
+
+        Raises `HandlerError` for what is not `async def`.
+
+        >>> @app.batch_middleware
+        ... async def timed(events: Sequence[Event], next: workers.BatchNext) -> workers.Outcomes:
+        ...     with histogram.labels(events[0].name).time():
+        ...         return await next(events)
+        """
+        check(function, "(events, next)")
+        self._batch_middleware.append(function)
         return function
 
     def handler(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from workers.binding import Binding
@@ -26,7 +26,7 @@ class Batch(Job):
     """Deliveries of one handler that run as one. To its lane it is one run, with one deadline and one end; in logs it
     goes by its first event."""
 
-    __slots__ = ("decide", "jobs", "outcomes", "settled")
+    __slots__ = ("decide", "errors", "jobs", "outcomes", "settled")
 
     def __init__(self, jobs: list[Job], decide: Decide) -> None:
         first = jobs[0]
@@ -39,12 +39,38 @@ class Batch(Job):
         self.decide = decide
         self.outcomes: list[tuple[Job, Outcome]] = []
         """What came of each, when the handler has returned."""
+        self.errors: dict[Job, BaseException] = {}
+        """What they were judged by, unless they are done."""
 
     def answer(self, returned: object) -> None:
         """Take what the handler returned. Raises `BatchAnswerError`."""
-        self.outcomes = [
-            (job, DONE if value is DONE else self.decide(job, value)) for job, value in answers(self.jobs, returned)
-        ]
+        values = answers(self.jobs, returned)
+        self.outcomes = []
+        self.change(values)
+
+    def fail(self, error: BaseException) -> bool:
+        """Take the failure of the run for that of its events, if it can be told whose it is: False, and nothing is
+        taken, while several are in it and one of them may be to blame."""
+        jobs = [job for job in self.jobs if not job.closed]
+        if len(jobs) > 1 and not isinstance(error, BatchAnswerError | HandlerError):
+            return False
+        for job in jobs:
+            job.cause = job.cause or self.cause
+        self.outcomes = []
+        self.change([(job, error) for job in jobs])
+        return True
+
+    def change(self, values: Iterable[tuple[Job, Any]]) -> None:
+        """Put `DONE`, or what an error means, in the place of what came of these."""
+        found = dict(self.outcomes)
+        for job, value in values:
+            if value is DONE:
+                self.errors.pop(job, None)
+                found[job] = DONE
+            else:
+                self.errors[job] = value
+                found[job] = self.decide(job, value)
+        self.outcomes = list(found.items())
 
 
 def halves(jobs: list[Job]) -> tuple[list[Job], list[Job]]:

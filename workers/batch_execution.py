@@ -7,17 +7,18 @@ from typing import Any
 
 from psycopg import AsyncClientCursor, AsyncConnection, ClientCursor
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from workers.batch import Batch
+from workers.batch_middleware import around
 from workers.database import array
 from workers.delivery import dead_letter, failures, first_failures, keys, leases
 from workers.errors import SupersededError
 from workers.execution import Execution
+from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.queries import sql
-from workers.transaction import SUPERSEDED, HandlerSession, commit_with, finish
+from workers.transaction import SUPERSEDED, commit_with
 
 
 def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
@@ -69,26 +70,25 @@ def _commit_batch(jobs: list[Job], schema: str) -> str:
     return statement.replace("{ats}", array([str(job.at) for job in jobs]))
 
 
+def arguments(handler: Handler, job: Job) -> dict[str, Any]:
+    """What the function is called with, but for the session."""
+    assert isinstance(job, Batch)
+    return {handler.binding.injected["events"]: [each.event() for each in job.jobs]}
+
+
+def take_all(job: Job, returned: object) -> None:
+    """Take what the function returned for the outcomes of all events. Raises `BatchAnswerError`."""
+    assert isinstance(job, Batch)
+    job.answer(returned)
+
+
 class BatchExecution(Execution):
     """Runs the batches of one handler. Calling it gives True when the outcomes are recorded already."""
 
+    _bind = staticmethod(arguments)
+    _take = staticmethod(take_all)
     _write = staticmethod(write_outcomes)
-
-    def _arguments(self, batch: Job) -> dict[str, Any]:
-        """What the function is called with, but for the session."""
-        assert isinstance(batch, Batch)
-        return {self.handler.binding.injected["events"]: [job.event() for job in batch.jobs]}
-
-    async def _plain(self, batch: Job) -> bool:
-        assert isinstance(batch, Batch)
-        batch.answer(await self.call(**self._arguments(batch)))
-        return False
-
-    async def _plain_in_thread(self, batch: Job) -> bool:
-        assert isinstance(batch, Batch)
-        arguments = self._arguments(batch)
-        batch.answer(await self._in_thread(batch, lambda: self.call(**arguments)))
-        return False
+    _around = staticmethod(around)
 
     async def _transactional(self, batch: Job) -> bool:
         assert isinstance(batch, Batch)
@@ -114,36 +114,6 @@ class BatchExecution(Execution):
             batch.settled += [job for job in batch.jobs if job not in standing]
             batch.jobs = standing
         return not batch.jobs
-
-    async def _once_async(self, batch: Job) -> None:
-        assert isinstance(batch, Batch)
-        arguments = self._arguments(batch)
-        session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
-        arguments[self.handler.binding.injected["async_session"]] = session
-        try:
-            batch.answer(await self.call(**arguments))
-            await session.run_sync(finish, batch)
-        except BaseException:
-            session.sync_session.ours = True  # type: ignore[attr-defined]
-            await session.close()
-            raise
-
-    async def _once_in_thread(self, batch: Job) -> None:
-        assert isinstance(batch, Batch)
-        arguments = self._arguments(batch)
-
-        def call() -> None:
-            session = HandlerSession(self._engine, expire_on_commit=False)
-            arguments[self.handler.binding.injected["session"]] = session
-            try:
-                batch.answer(self.call(**arguments))
-                finish(session, batch)
-            except BaseException:
-                session.ours = True
-                session.close()
-                raise
-
-        await self._in_thread(batch, call)
 
 
 def _stands(job: Job, rows: dict[str, str | None]) -> bool:

@@ -10,7 +10,6 @@ from structlog.contextvars import unbind_contextvars
 
 from workers import prefetch
 from workers.batch import WAIT, Batch, halves
-from workers.errors import BatchAnswerError
 from workers.handler import Handler
 from workers.job import Job
 from workers.lane import Lane
@@ -62,7 +61,7 @@ class BatchLane(Lane):
             jobs = self._next()
             if not jobs:
                 return
-            batch = Batch(jobs, self._judge)
+            batch = Batch(jobs, self.decide)
             self._begin(batch)
             for job in jobs:
                 job.task = batch.task
@@ -124,20 +123,20 @@ class BatchLane(Lane):
 
     def _finish(self, batch: Batch, recorded: bool) -> None:
         for job, outcome in batch.outcomes:
+            if job in batch.errors and not job.closed:
+                self._tell(job, outcome, batch.errors[job])
             self._end(job, None if recorded else outcome)
             if recorded and isinstance(outcome, Retry | Snoozed):
                 self.next_due = min(self.next_due, self._loop.time() + (outcome.delay or 0.0))
 
     def _fail(self, batch: Job, error: BaseException) -> None:
         assert isinstance(batch, Batch)
-        jobs = [job for job in batch.jobs if not job.closed]
-        if len(jobs) > 1 and not isinstance(error, BatchAnswerError):
-            self._log.warning("batch.divided", events=len(jobs), error=type(error).__name__)
-            self._halves.extend(halves(jobs))
+        if batch.fail(error):
+            self._finish(batch, False)
             return
-        for job in jobs:
-            job.cause = job.cause or batch.cause
-            super()._fail(job, error)
+        jobs = [job for job in batch.jobs if not job.closed]
+        self._log.warning("batch.divided", events=len(jobs), error=type(error).__name__)
+        self._halves.extend(halves(jobs))
 
     def lose(self, job: Job) -> None:
         """The lease of this delivery is another worker's now. Its batch goes on for the others."""

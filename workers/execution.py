@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import random
 from typing import Any
@@ -21,7 +21,7 @@ from workers.errors import SupersededError, TransactionFailedError
 from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
-from workers.middleware import Middleware, around
+from workers.middleware import Run, around
 from workers.outcome import take
 from workers.processes import Processes
 from workers.soft_timeout import in_coroutine, in_thread
@@ -35,10 +35,19 @@ IDLE_MARGIN = 10.0
 """Seconds beyond its timeout after which the server ends a handler's idle transaction."""
 
 
+def take_one(job: Job, returned: object) -> None:
+    """Raise what a handler's return value stands for, unless that is success."""
+    if returned is not None:
+        take(returned)
+
+
 class Execution:
     """Runs the attempts of one handler. Calling it gives True when the outcome is recorded already."""
 
+    _bind = staticmethod(arguments)
+    _take = staticmethod(take_one)
     _write = staticmethod(write_outcome)
+    _around: Callable[..., Run] = staticmethod(around)
 
     def __init__(
         self,
@@ -48,18 +57,18 @@ class Execution:
         capacity: int,
         log: Any,
         resources: Mapping[Any, Any] = NONE_GIVEN,
-        middleware: Sequence[Middleware] = (),
+        middleware: Sequence[Any] = (),
     ) -> None:
         self.handler = handler
         self.call = composed(handler, resources)
         if handler.soft_timeout is not None:
             told = in_coroutine if handler.asynchronous else in_thread
             self.call = told(self.call, handler.soft_timeout)
-        self._middleware = () if handler.batch is not None else middleware
+        self._middleware = middleware
         self._settings = settings
         self._database = database
         self._log = log.bind(handler=handler.name)
-        self.arguments = partial(arguments, handler)
+        self._arguments = partial(self._bind, handler)
         self._processes = Processes(handler, settings) if handler.pool == "process" else None
         in_threads = not handler.asynchronous and self._processes is None
         self._threads = Threads(f"handler {handler.name}") if in_threads else None
@@ -68,11 +77,11 @@ class Execution:
             self._open_engine(capacity)
 
     @property
-    def run(self) -> Callable[[Job], Awaitable[bool]]:
-        return around(self._middleware, self._alone, self._log)
+    def run(self) -> Run:
+        return self._around(self._middleware, self._alone, self._log)
 
     @property
-    def _alone(self) -> Callable[[Job], Awaitable[bool]]:
+    def _alone(self) -> Run:
         if self.handler.transactional:
             return self._transactional
         if self._processes is not None:
@@ -94,23 +103,17 @@ class Execution:
     # Plain
 
     async def _plain(self, job: Job) -> bool:
-        returned = await self.call(**self.arguments(job))
-        if returned is not None:
-            take(returned)
+        self._take(job, await self.call(**self._arguments(job)))
         return False
 
     async def _plain_in_thread(self, job: Job) -> bool:
-        arguments = self.arguments(job)
-        returned = await self._in_thread(job, lambda: self.call(**arguments))
-        if returned is not None:
-            take(returned)
+        arguments = self._arguments(job)
+        self._take(job, await self._in_thread(job, lambda: self.call(**arguments)))
         return False
 
     async def _plain_in_process(self, job: Job) -> bool:
         assert self._processes is not None
-        returned = await self._processes.run(job)
-        if returned is not None:
-            take(returned)
+        self._take(job, await self._processes.run(job))
         return False
 
     async def _in_thread(self, job: Job, call: Callable[[], Any]) -> Any:
@@ -173,13 +176,11 @@ class Execution:
         return not rows or rows[0][1] != job.lease
 
     async def _once_async(self, job: Job) -> None:
-        arguments = self.arguments(job)
+        arguments = self._arguments(job)
         session = AsyncSession(self._engine, sync_session_class=HandlerSession, expire_on_commit=False)
         arguments[self.handler.binding.injected["async_session"]] = session
         try:
-            returned = await self.call(**arguments)
-            if returned is not None:
-                take(returned)
+            self._take(job, await self.call(**arguments))
             await session.run_sync(finish, job)
         except BaseException:
             session.sync_session.ours = True  # type: ignore[attr-defined]
@@ -187,15 +188,13 @@ class Execution:
             raise
 
     async def _once_in_thread(self, job: Job) -> None:
-        arguments = self.arguments(job)
+        arguments = self._arguments(job)
 
         def call() -> None:
             session = HandlerSession(self._engine, expire_on_commit=False)
             arguments[self.handler.binding.injected["session"]] = session
             try:
-                returned = self.call(**arguments)
-                if returned is not None:
-                    take(returned)
+                self._take(job, self.call(**arguments))
                 finish(session, job)
             except BaseException:
                 session.ours = True

@@ -215,6 +215,10 @@ class Lane:
             outcome, error = error.outcome, error.__cause__ or error
         else:
             outcome = self.decide(job, error)
+        self._tell(job, outcome, error)
+        return outcome
+
+    def _tell(self, job: Job, outcome: Outcome, error: BaseException) -> None:
         error = self._named(job, error)
         facts = {"event_id": job.event_id, "attempt": job.attempt, "error": type(error).__name__}
         if isinstance(outcome, Dead):
@@ -223,7 +227,6 @@ class Lane:
             self._log.warning("delivery.retry", delay=round(getattr(outcome, "delay", 0.0), 3), **facts)
         if telemetry.shows(logging.DEBUG) and not isinstance(error, Snooze | RetryLater):
             self._log.debug("delivery.failed", exception=failure.trace(error), **facts)
-        return outcome
 
     # Interruption
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,60 +20,58 @@ Middleware: TypeAlias = Callable[[Event, Next], Awaitable[Outcome]]
 Run: TypeAlias = Callable[[Job], Awaitable[bool]]
 
 
-def check(middleware: Middleware) -> None:
+def check(middleware: Callable[..., Any], takes: str = "(event, next)") -> None:
     """Raises `HandlerError` for what cannot be a middleware."""
     called = middleware if inspect.isroutine(middleware) else getattr(middleware, "__call__", None)  # noqa: B004
     if not inspect.iscoroutinefunction(called):
-        raise HandlerError(f"a middleware must be `async def` and take (event, next), not {middleware!r}")
+        raise HandlerError(f"a middleware must be `async def` and take {takes}, not {middleware!r}")
 
 
 def around(middleware: Sequence[Middleware], run: Run, log: Any) -> Run:
     """`run` with middleware around it, the first outermost; `run` itself when there is none."""
-    return partial(_through, tuple(reversed(middleware)), run, log) if middleware else run
+    return through(middleware, SingleAttempt, run, log)
 
 
-async def _through(middleware: Sequence[Middleware], run: Run, log: Any, job: Job) -> bool:
-    attempt = _Attempt(job, run)
-    step: Next = attempt.run
+def through(middleware: Sequence[Callable[..., Any]], attempt: type[Attempt], run: Run, log: Any) -> Run:
+    """`around`, for runs that are seen as this kind of attempt."""
+    return partial(_through, tuple(reversed(middleware)), attempt, run, log) if middleware else run
+
+
+async def _through(middleware: Sequence[Callable[..., Any]], kind: type[Attempt], run: Run, log: Any, job: Job) -> bool:
+    attempt = kind(job, run)
+    step: Callable[[Any], Awaitable[Any]] = attempt.run
     for each in middleware:
         step = partial(_call, each, step)
     try:
-        final = await step(attempt.event)
+        final = await step(attempt.given)
     except BaseException as error:
         if not attempt.committed:
             raise
         log.error("middleware.too_late", event_id=job.event_id, error=describe(error))
         return True
     if attempt.committed:
-        if not isinstance(final, Done):
-            log.error("middleware.too_late", event_id=job.event_id, outcome=repr(final))
+        if (changed := attempt.changed(final)) is not None:
+            log.error("middleware.too_late", event_id=job.event_id, outcome=changed)
         return True
     if attempt.left is not None:
         raise attempt.left
-    if final is attempt.outcome:
-        if attempt.error is None:
-            return False
-        raise DecidedError(final) from attempt.error
-    if isinstance(final, Snoozed):
-        raise Snooze(final.delay, final.reason)
-    if not isinstance(final, Outcome):
-        raise HandlerError(f"a middleware returned {final!r}: return what `await next(event)` gives, or an outcome")
-    take(final)
+    attempt.take(final)
     return False
 
 
-async def _call(middleware: Middleware, inner: Next, event: Event) -> Outcome:
-    return await middleware(event, inner)
+async def _call(middleware: Callable[..., Any], inner: Callable[[Any], Awaitable[Any]], given: Any) -> Any:
+    return await middleware(given, inner)
 
 
-class _Attempt:
+class Attempt(ABC):
     """The handler's run as the innermost middleware sees it: its end is a value."""
 
+    given: Any
+    """What middleware is called with, and must pass on."""
+    outcome: Any = None
+    """What it gets back."""
+
     def __init__(self, job: Job, run: Run) -> None:
-        self.event = job.event()
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
-        """What the outcome was judged by, unless it is done."""
         self.committed = False
         """It is in PostgreSQL and cannot be changed any more."""
         self.begun = False
@@ -81,11 +80,12 @@ class _Attempt:
         self._job = job
         self._run = run
 
-    async def run(self, event: Event) -> Outcome:
-        if event is not self.event:
+    async def run(self, given: Any) -> Any:
+        """What `next` is to the innermost middleware."""
+        if given is not self.given:
             raise HandlerError("a middleware must pass on the event that it was given: handlers get what was stored")
         if self.committed:
-            return DONE
+            return self.outcome
         job = self._job
         if self.begun and job.lane.handler.at_most_once:
             raise HandlerError("a middleware must not run a handler with at_most_once=True again")
@@ -100,7 +100,57 @@ class _Attempt:
             if isinstance(error, asyncio.CancelledError) and not told:
                 # A middleware's own, such as that of asyncio.timeout.
                 raise
-            self.error, self.outcome = error, job.lane.decide(job, error)
+            self.outcome = self.failed(error)
         else:
-            self.error, self.outcome = None, DONE
+            self.outcome = self.worked()
         return self.outcome
+
+    @abstractmethod
+    def worked(self) -> Any:
+        """What the run came to when the handler returned."""
+
+    @abstractmethod
+    def failed(self, error: BaseException) -> Any:
+        """What the run came to when it raised. May raise that again."""
+
+    @abstractmethod
+    def changed(self, final: Any) -> str | None:
+        """What middleware has put in the place of a committed outcome, to be shown."""
+
+    @abstractmethod
+    def take(self, final: Any) -> None:
+        """Let the run end as the outermost middleware says: return for done, or raise."""
+
+
+class SingleAttempt(Attempt):
+    """The run of one event."""
+
+    outcome: Outcome | None
+
+    def __init__(self, job: Job, run: Run) -> None:
+        super().__init__(job, run)
+        self.given = job.event()
+        self.error: BaseException | None = None
+        """What the outcome was judged by, unless it is done."""
+
+    def worked(self) -> Outcome:
+        self.error = None
+        return DONE
+
+    def failed(self, error: BaseException) -> Outcome:
+        self.error = error
+        return self._job.lane.decide(self._job, error)
+
+    def changed(self, final: Any) -> str | None:
+        return None if isinstance(final, Done) else repr(final)
+
+    def take(self, final: Any) -> None:
+        if final is self.outcome:
+            if self.error is None:
+                return
+            raise DecidedError(final) from self.error
+        if isinstance(final, Snoozed):
+            raise Snooze(final.delay, final.reason)
+        if not isinstance(final, Outcome):
+            raise HandlerError(f"a middleware returned {final!r}: return what `await next(event)` gives, or an outcome")
+        take(final)

@@ -148,7 +148,7 @@ class Worker:
         for handler in self._app.handlers.values():
             self._open_lane(handler, control)
         batches = [handler.name for handler in self._app.handlers.values() if handler.batch is not None]
-        if batches and self._app.middlewares:
+        if batches and self._app.middlewares and not self._app.batch_middlewares:
             self._log.warning("middleware.skipped", handlers=batches)
         self._leases = Leases(
             self._lanes, self._sources, servers=self._servers, database=control, recorder=self._recorder,
@@ -197,9 +197,8 @@ class Worker:
             make_lane = Lane if handler.batch is None else BatchLane
         else:
             make_lane = Sharing if handler.batch is None else SharingBatchLane
-        execution = make_execution(
-            handler, self._settings, control, capacity, self._log, self._resources, self._app.middlewares
-        )
+        middleware = self._app.middlewares if handler.batch is None else self._app.batch_middlewares
+        execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources, middleware)
         self._executions.append(execution)
         run = Once(execution.run, control, handler.timeout).run if handler.at_most_once else execution.run
         lane = make_lane(
