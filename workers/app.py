@@ -128,9 +128,9 @@ class App:
         each by `event.id`. It returns that dict or another one. An event that another worker has meanwhile is not in
         it. All else is as for `middleware`, with two differences:
 
-        - A batch that fails has no outcomes: `next` raises what the handler raised. Let through, it has the events run
-          again in two halves, each with a passage of its own; who returns outcomes instead, decides for all of them.
-          An event that fails alone has its outcome in the dict.
+        - When the handler raises there are no outcomes yet, and `next` raises the same. Let through, it is the failure
+          of an event that is alone, and has several run again in two halves, each with a passage of its own. Who
+          returns outcomes instead decides for all of them.
         - The outcomes of a transactional batch are committed together, also `Retry` and `Dead` that the handler
           returned for some: none of them can be changed.
 

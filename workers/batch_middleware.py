@@ -24,7 +24,7 @@ def around(middleware: Sequence[BatchMiddleware], run: Run, log: Any) -> Run:
 
 
 class BatchAttempt(Attempt):
-    """The run of a batch. What fails while several events are in it has no outcome yet: it is raised."""
+    """The run of a batch. One that raises has no outcomes yet: it may be divided."""
 
     outcome: Outcomes | None
 
@@ -39,9 +39,7 @@ class BatchAttempt(Attempt):
         return {self._ids[job.event_id]: outcome for job, outcome in self._batch.outcomes}
 
     def failed(self, error: BaseException) -> Outcomes:
-        if not self._batch.fail(error):
-            raise error
-        return self.worked()
+        raise error
 
     def changed(self, final: Any) -> str | None:
         try:

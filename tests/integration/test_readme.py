@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -132,7 +132,7 @@ def names(sqlalchemy_url: str) -> dict[str, Any]:
     return {
         "Annotated": Annotated, "App": App, "AsyncSession": AsyncSession, "Customer": Customer, "Backoff": Backoff,
         "Context": Context, "Decimal": Decimal, "Event": Event, "Invoice": Invoice, "Order": Order, "Reject": Reject,
-        "RetryLater": RetryLater, "Sent": Sent, "Session": Session,
+        "RetryLater": RetryLater, "Sent": Sent, "Sequence": Sequence, "Session": Session,
         "SessionDep": Annotated[AsyncSession, Depends(session)], "SignUp": SignUp, "Snooze": Snooze, "User": User,
         "dataclass": dataclass, "mail": calls, "outbox": outbox, "queue": calls, "timedelta": timedelta,
         "workers": workers, "warehouse_closed": lambda: True,
@@ -344,6 +344,17 @@ def test_the_shown_middleware_counts_outcomes(names: dict[str, Any]) -> None:
     run_sync(app, "h", {"order_id": 1})
     run_sync(app, "h", {"order_id": "none"})
     assert names["metrics"] == ["order_placed.Done", "order_placed.Retry"]
+
+
+def test_the_shown_batch_middleware_puts_off_all_events_of_an_outage(names: dict[str, Any]) -> None:
+    app = names["app"] = App()
+    exec(block("@app.batch_middleware"), names)
+
+    @app.handler("order_placed", batch=10)
+    async def h(events: list[Event]) -> None:
+        raise ConnectionError
+
+    assert run_sync(app, "h", {"order_id": 1}) == workers.Retry(60, "RetryLater: the mail server is away")
 
 
 def test_upkeep_by_hand_works(database_url: str) -> None:

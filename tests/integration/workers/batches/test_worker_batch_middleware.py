@@ -58,7 +58,7 @@ def test_it_sees_every_run_of_a_divided_batch_and_its_context_variables_reach_th
         ("nothing", [0, 1, 2, 3], "seen by the handler"),
         ("nothing", [2], ["Done"]),
         ("nothing", [2, 3], "seen by the handler"),
-        ("nothing", [3], ["Dead"]),
+        ("nothing", [3], "seen by the handler"),
     ]
     assert batches.by_number() == {0: ("dead", 1), 1: ("done", 1), 2: ("done", 1), 3: ("dead", 1)}
     assert batches.effects() == ([0, 1, 2] if "transactional" in kind else [])
