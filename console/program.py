@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from console.commands.cancel import cancel
 from console.commands.dead import dead
 from console.commands.demo import demo
 from console.commands.dev import dev
 from console.commands.events import events
+from console.commands.hold import pause, resume
 from console.commands.migrate import migrate
 from console.commands.relay import relay
 from console.commands.replay import replay
@@ -37,6 +39,9 @@ app.command("status", rich_help_panel=_LOOK)(status)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.command("dead", rich_help_panel=_LOOK)(dead)
 app.command("replay", rich_help_panel=_LOOK)(replay)
+app.command("pause", rich_help_panel=_LOOK)(pause)
+app.command("resume", rich_help_panel=_LOOK)(resume)
+app.command("cancel", rich_help_panel=_LOOK)(cancel)
 app.command("upkeep", rich_help_panel=_LOOK)(upkeep)
 
 

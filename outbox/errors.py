@@ -38,5 +38,9 @@ class TargetError(OutboxError, TypeError):
     """An event was added to something that is not a session or connection that can take it."""
 
 
+class UnknownError(OutboxError, LookupError):
+    """A handler, event or dead letter that was named and that there is none of. Nothing was changed."""
+
+
 class NotYetSupportedError(OutboxError, NotImplementedError):
     """An option that is named already but not built yet. Nothing was written."""

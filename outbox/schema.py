@@ -149,7 +149,6 @@ handler = Table(
         comment="with fed_seq: position of the catch-up feed; null when the handler is attached or not admitted yet",
     ),
     Column("fed_seq", BigInteger),
-    Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("registered_at", _Moment, nullable=False, server_default=_NOW),
     Column("last_seen", _Moment, nullable=False, server_default=_NOW),
     Column(
@@ -177,7 +176,7 @@ delivery = Table(
     Column("lease", Uuid),
     Column("error", Text),
     Column("updated_at", _Moment, nullable=False, server_default=_NOW),
-    CheckConstraint("state IN ('done', 'retrying', 'dead')"),
+    CheckConstraint("state IN ('done', 'retrying', 'dead', 'cancelled')", name="delivery_state_check"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
     CheckConstraint("lease IS NULL OR state = 'retrying'"),
     Index("delivery_due", "handler", "due_at", postgresql_where=text("state = 'retrying'")),
@@ -230,6 +229,21 @@ schedule = Table(
     Column("headers", JSON),
     Column("next_at", _Moment, nullable=False),
     Column("paused", Boolean, nullable=False, server_default=text("false")),
+)
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("what", Text, CheckConstraint("what IN ('handler', 'event', 'relay')"), primary_key=True),
+    Column(
+        "name",
+        Text,
+        primary_key=True,
+        comment="of the handler, or of the event: then all of its handlers rest; empty for the relay",
+    ),
+    Column("since", _Moment, nullable=False, server_default=_NOW),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text),
 )
 
 audit = Table(

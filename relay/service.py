@@ -25,6 +25,7 @@ from relay.append import Appender
 from relay.catch_up import CatchUp
 from relay.feed import MainFeed
 from relay.handlers import Handlers
+from relay.hold import held
 from relay.pacing import Pace
 from relay.patience import Patience, Stopping
 from relay.sweep import Sweep
@@ -179,9 +180,10 @@ class Relay:
         )
         sleep = Sleep(connection, self._schema)
         try:
+            upkeep.start()
+            self._rest(connection)
             main.resume()
             sweep.start()
-            upkeep.start()
             self._loop(connection, main, catch_up, handlers, sweep, sleep)
             sleep.wake()
         finally:
@@ -215,8 +217,12 @@ class Relay:
             now = time.monotonic()
             age = now - refreshed
             if age > REFRESH_EVERY or (not events and (sleep.asleep or age > REFRESH_EVERY / 4)):
+                if held(connection, self._schema):
+                    sleep.wake()
+                    self._rest(connection)
+                    pace = Pace(at=time.monotonic())
                 handlers.refresh(main.position)
-                refreshed, age = now, -math.inf
+                refreshed, age = time.monotonic(), -math.inf
             feed_wait = catch_up.step(events)
             now = time.monotonic()
             pace = pacing.observe(pace, now, events)
@@ -238,6 +244,17 @@ class Relay:
             rest = min(rest, REFRESH_EVERY - age)
             if rest > 0:
                 self._doorbell.wait(rest, connection)
+
+    def _rest(self, connection: psycopg.Connection) -> None:
+        """Publish nothing while somebody holds the relay back. It goes on leading, or another would publish."""
+        if not held(connection, self._schema):
+            return
+        log.warning("relay.paused", advice="`outbox status` says who did and why, `outbox resume relay` ends it")
+        while held(connection, self._schema):
+            self._doorbell.wait(REFRESH_EVERY)
+            if self._stopping:
+                raise Stopping
+        log.info("relay.resumed")
 
     def _redis(self) -> redis.Redis:
         return connect(self._settings.redis_url.get_secret_value(), timeout=REDIS_TIMEOUT)

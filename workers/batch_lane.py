@@ -57,7 +57,7 @@ class BatchLane(Lane):
             self._fill_at(job.deadline)
 
     def _fill(self) -> None:
-        while self.running < self.limit and not self.stopping:
+        while self.running < self.limit and not self.resting:
             jobs = self._next()
             if not jobs:
                 return

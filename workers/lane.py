@@ -83,7 +83,7 @@ class Lane:
         """When to look for due retries, by the event loop's clock."""
         self.average_bytes = 0.0
         self.stopping = False
-        """Nothing new starts."""
+        """The worker stops."""
         self._run = run
         self._recorder = recorder
         self._changed = changed
@@ -100,6 +100,11 @@ class Lane:
         bound = self._context.run(bind_contextvars, handler=handler.name, event_id="", attempt=1)
         self._event_id, self._attempt_number = bound["event_id"].var, bound["attempt"].var
         self._decide = partial(judge, verdicts=handler.verdicts)
+
+    @property
+    def resting(self) -> bool:
+        """Nothing new starts: the worker stops, or somebody holds the handler back."""
+        return self.stopping or self.paused
 
     # What comes in
 
@@ -134,7 +139,7 @@ class Lane:
         return len(self._running) + len(self._ending)
 
     def _fill(self) -> None:
-        while len(self._running) + len(self._ending) < self.limit and not self.stopping:
+        while len(self._running) + len(self._ending) < self.limit and not self.resting:
             if self._retries:
                 job = self._retries.popleft()
             elif self._waiting:

@@ -41,10 +41,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Snoozed:
-    """It was put off by `delay` seconds, at no cost."""
+    """It was put off by `delay` seconds, at no cost; without a `reason` the last error stays."""
 
     delay: float
-    reason: str
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Retries:
         """In how many seconds it is due again; None if it runs here now: not while it still runs here as a first
         attempt, and of those whose worker died `SUSPECT` times one at a time. Else one poisonous event could take its
         neighbours down as often as itself."""
-        if job.lane.stopping or job.event_id in job.lane.active:
+        if job.lane.resting or job.event_id in job.lane.active:
             return LATER
         if job.crashes >= SUSPECT:
             if self._suspect_runs():

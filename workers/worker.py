@@ -30,6 +30,7 @@ from workers.lane import Lane, Source
 from workers.lease import Leases
 from workers.lifespan import Lifespan
 from workers.once import Once
+from workers.outcome import Snoozed
 from workers.patience import until_back
 from workers.retries import Retries
 from workers.slots import Sharing, SharingBatchLane, Slots
@@ -322,7 +323,10 @@ class Worker:
         for name, attached, tick, seq, paused, due_in in rows:
             lane = self._lanes[name]
             changed = (lane.attached, lane.paused) != (attached, paused)
+            resting = lane.paused or paused
             lane.attached, lane.paused = attached, paused
+            if resting:
+                self._put_back(lane)
             lane.done_to = None if tick is None else Position(tick, seq)
             lane.next_due = now + (3600.0 if due_in is None else max(0.0, due_in))
             if changed:
@@ -330,6 +334,11 @@ class Worker:
                     source.ready = source.ready or source.lane is lane
                 self._changed()
         self._retries.wake()
+
+    def _put_back(self, lane: Lane) -> None:
+        """What a paused handler was given and has not started is PostgreSQL's again: it may be cancelled there."""
+        for job in lane.take_back():
+            self._recorder.add(job, Snoozed(0.0, None))
 
     async def _keep_fresh(self) -> None:
         while True:

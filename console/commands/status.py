@@ -14,7 +14,7 @@ from console.listing import Form, Output, cell, note, say, show_object, span, ta
 
 if TYPE_CHECKING:
     from console.streams import Stream
-    from outbox.admin import HandlerStatus, Status
+    from outbox.admin import HandlerStatus, Hold, Status
 
 SEEN_WITHIN = timedelta(seconds=30)
 """A handler that no worker has announced for so long is not being served."""
@@ -59,10 +59,11 @@ def status(
         note(trouble or f"{check}: fine")
         raise typer.Exit(1 if trouble else 0)
     streams, away = _streams(settings, found)
+    holds = admin.holds(settings)
     if output is Form.TABLE:
-        _print(found, streams, away)
+        _print(found, streams, away, holds)
     else:
-        show_object(described(found, streams, away), output)
+        show_object({**described(found, streams, away), "holds": [asdict(hold) for hold in holds]}, output)
 
 
 def unhealthy(found: Status, role: Role) -> str | None:
@@ -93,6 +94,12 @@ def described(found: Status, streams: list[Stream] | None, away: str | None) -> 
         "streams": None if streams is None else [asdict(stream) for stream in streams],
         "redis_error": away,
     }
+
+
+def paused(hold: Hold) -> str:
+    """What is held back, since when, by whom and why."""
+    why = f": {hold.reason}" if hold.reason else ""
+    return f"{hold.what} {hold.name}".strip() + f" since {cell(hold.since)} by {hold.actor}{why}"
 
 
 def _handler(handler: HandlerStatus) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def _streams(settings: Any, found: Status) -> tuple[list[Stream] | None, str | N
         return None, str(error)
 
 
-def _print(found: Status, streams: list[Stream] | None, away: str | None) -> None:
+def _print(found: Status, streams: list[Stream] | None, away: str | None, holds: list[Hold]) -> None:
     leader = found.leader
     position = "–" if found.position is None else str(found.position)
     waiting = f", the oldest for {span(found.unpublished_age)}" if found.unpublished_age is not None else ""
@@ -144,6 +151,7 @@ def _print(found: Status, streams: list[Stream] | None, away: str | None) -> Non
             f"away: {away}" if away else f"{sum(s.length for s in streams or [])} stream entries seen by handlers",
         ),
     ]
+    facts += [("paused", paused(hold)) for hold in holds]
     for name, fact in facts:
         say(f"{name:<10}{cell(fact)}")
     if not found.handlers:

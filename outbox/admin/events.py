@@ -20,7 +20,7 @@ class Delivery:
     """What came of an event at one handler. `due_at` is set while it is retrying."""
 
     handler: str
-    state: Literal["done", "retrying", "dead"]
+    state: Literal["done", "retrying", "dead", "cancelled"]
     attempts: int
     replays: int
     due_at: datetime | None

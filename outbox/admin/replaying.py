@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import json
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +10,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
+from outbox.admin import audit
 from outbox.admin.selection import LETTERS, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
-from outbox.names import check_schema
 
 BATCH = 500
 """Dead letters put back in one transaction at the most."""
@@ -75,7 +72,7 @@ def replay(
             asked["batch"] = batch_size(total - done, rate)
             with connection.transaction():
                 if done == 0:
-                    _audit(cursor, where, actor or current_actor(), reason, detail)
+                    audit.note(cursor, where, "replay", detail, actor=actor, reason=reason)
                 found = cursor.execute(statement("replay", where, selected), asked).fetchall()
                 if not found and done == 0:
                     raise psycopg.Rollback()
@@ -99,23 +96,6 @@ def pause(done: int, rate: float, elapsed: float) -> float:
     return max(0.0, done / rate - elapsed)
 
 
-def current_actor() -> str:
-    """Who is at the keyboard, for the audit row: user@host."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
-
-
 def _after(last: tuple[Any, ...] | None) -> Mapping[str, Any]:
     event_id, handler, died_at = last or (None, None, None)
     return {"after_died_at": died_at, "after_event_id": event_id, "after_handler": handler}
-
-
-def _audit(cursor: psycopg.Cursor[Any], schema: str, actor: str, reason: str | None, detail: Mapping[str, Any]) -> None:
-    cursor.execute(
-        f"INSERT INTO {check_schema(schema)}.audit (actor, action, reason, detail)"
-        " VALUES (%s, 'replay', %s, %s)".encode(),
-        [actor, reason, json.dumps(detail)],
-    )

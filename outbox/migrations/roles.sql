@@ -16,11 +16,13 @@ GRANT INSERT ON {schema}.event, {schema}.delivery TO {relay};
 GRANT USAGE ON SEQUENCE {schema}.event_seq TO {relay};
 GRANT SELECT, UPDATE ON SEQUENCE {schema}.asleep TO {relay};
 
--- {worker}: outbox worker, status, dead and replay. Its handlers may add events too.
+-- {worker}: outbox worker, status, dead, replay, pause, resume and cancel. Its handlers may add events too.
 GRANT USAGE ON SCHEMA {schema} TO {worker};
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {worker};
 GRANT INSERT, UPDATE ON {schema}.delivery, {schema}.handler, {schema}.schedule TO {worker};
 GRANT INSERT, UPDATE, DELETE ON {schema}.dead_letter TO {worker};
+GRANT INSERT, DELETE ON {schema}.hold TO {worker};
 GRANT INSERT ON {schema}.event, {schema}.scheduled, {schema}.audit TO {worker};
+GRANT DELETE ON {schema}.scheduled TO {worker};
 GRANT USAGE ON SEQUENCE {schema}.event_seq TO {worker};
 GRANT SELECT ON SEQUENCE {schema}.asleep TO {worker};

@@ -2,7 +2,8 @@
 -- handler's beginning (as `done_to` and the ticks' snapshots say), retries, and runs of this process that must not be
 -- repeated, which are dead while they run. For the small databases of tests: it reads all events.
 WITH mark AS MATERIALIZED (
-  SELECT h.name, h.event_name, h.paused, h.done_seq,
+  SELECT h.name, h.event_name, h.done_seq,
+         EXISTS (SELECT FROM {schema}.hold AS o WHERE (o.what, o.name) IN (('handler', h.name), ('event', h.event_name))) AS paused,
          coalesce((SELECT snapshot FROM {schema}.tick WHERE id < h.done_tick ORDER BY id DESC LIMIT 1),
                   '1:1:'::pg_snapshot) AS before,
          coalesce((SELECT snapshot FROM {schema}.tick WHERE id <= h.done_tick ORDER BY id DESC LIMIT 1),

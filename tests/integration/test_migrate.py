@@ -111,7 +111,7 @@ def test_a_database_without_the_schema_is_behind(empty_database_url: str) -> Non
     ("change", "report"),
     [
         ("DROP INDEX outbox.event_xid", "missing: index event_xid"),
-        ("CREATE INDEX mine ON outbox.handler (paused)", "unexpected: index mine"),
+        ("CREATE INDEX mine ON outbox.handler (last_seen)", "unexpected: index mine"),
         ("ALTER TABLE outbox.tick ALTER count TYPE int", "changed: column tick.count: expected bigint, found integer"),
         (
             "ALTER TABLE outbox.event ALTER key SET DEFAULT 'x'",

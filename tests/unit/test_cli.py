@@ -25,6 +25,7 @@ from outbox.admin import Count, HandlerStatus, Leader, Status
 from outbox.errors import ConfigurationError
 
 COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "events", "dead", "replay", "upkeep"]
+COMMANDS += ["pause", "resume", "cancel"]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 

@@ -1,5 +1,7 @@
--- Where these handlers stand, and in how many seconds their next retry is due. By the partial index delivery_due.
-SELECT h.name, h.attached, h.done_tick, h.done_seq, h.paused,
+-- Where these handlers stand, whether somebody holds them back, and in how many seconds their next retry is due. By hold's
+-- primary key and the partial index delivery_due.
+SELECT h.name, h.attached, h.done_tick, h.done_seq,
+       EXISTS (SELECT FROM {schema}.hold AS o WHERE (o.what, o.name) IN (('handler', h.name), ('event', h.event_name))),
        extract(epoch FROM d.due_at - clock_timestamp())::float8
   FROM {schema}.handler AS h
   LEFT JOIN LATERAL (

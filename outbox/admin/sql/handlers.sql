@@ -13,7 +13,9 @@ WITH finished AS MATERIALIZED (
   SELECT handler, count(*) AS count, sum(count(*)) OVER () AS looked
     FROM (SELECT handler FROM {schema}.dead_letter WHERE replayed_at IS NULL LIMIT %(most)s) AS part GROUP BY handler
 )
-SELECT h.name, h.event_name, h.attached, h.paused, h.done_tick, h.done_seq, h.fed_tick, h.fed_seq, h.last_seen,
+SELECT h.name, h.event_name, h.attached,
+       EXISTS (SELECT FROM {schema}.hold AS o WHERE (o.what, o.name) IN (('handler', h.name), ('event', h.event_name))) AS paused,
+       h.done_tick, h.done_seq, h.fed_tick, h.fed_seq, h.last_seen,
        lag.waiting, lag.looked AS lag_looked, lag.oldest,
        coalesce(f.count, 0) AS done, coalesce((SELECT max(looked) FROM finished), 0) AS done_looked,
        coalesce(r.count, 0) AS retrying, coalesce((SELECT max(looked) FROM retrying), 0) AS retrying_looked,

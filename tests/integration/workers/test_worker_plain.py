@@ -289,31 +289,6 @@ def test_an_entry_that_is_none_of_ours_blocks_nobody(outbox: Any, work: Any, unt
     assert seen == [1]
 
 
-def test_a_paused_handler_rests_until_it_is_resumed(outbox: Any, work: Any, until: Any) -> None:
-    app, seen = workers.App(), []
-
-    @app.handler("e")
-    async def h(n: int) -> None:
-        seen.append(n)
-
-    @app.handler("f")
-    async def other(n: int) -> None: ...
-
-    outbox.attach("h", "e")
-    outbox.attach("other", "f")
-    outbox.sql.execute("UPDATE outbox.handler SET paused = true WHERE name = 'h'")
-
-    async def scenario(worker: workers.Worker) -> None:
-        outbox.publish("e", {"n": 1})
-        outbox.publish("f", {"n": 1})
-        await until(lambda: outbox.count("done") == 1)
-        assert seen == []
-        outbox.sql.execute("UPDATE outbox.handler SET paused = false WHERE name = 'h'")
-        await until(lambda: seen == [1])
-
-    work(app, scenario)
-
-
 def test_an_event_starts_within_milliseconds_of_its_entry(outbox: Any, work: Any, until: Any) -> None:
     app, took = workers.App(), []
     pushed = 0.0
