@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import typer
 
 import outbox
+import outbox.admin
 import outbox.schema
 import workers
 from console.program import app
@@ -51,12 +53,23 @@ def command_lines(text: str) -> Iterator[str]:
             yield line.partition("#")[0].rstrip(" &")
 
 
+NEEDED = {
+    "worker": ["shop.tasks:app"],
+    "dev": ["shop.tasks:app"],
+    "pause": ["relay"],
+    "resume": ["relay"],
+    "cancel": [str(UUID(int=7))],
+}
+"""What a command cannot do without."""
+
+
 def parse(line: str) -> dict[str, Any]:
     """What our command line makes of a command; raises when it refuses it."""
     group: Any = typer.main.get_command(app)
     arguments = shlex.split(line)[1:]
-    if arguments in (["worker"], ["dev"]):
-        arguments.append("shop.tasks:app")
+    if len(arguments) == 1:
+        # A command that is only named.
+        arguments += NEEDED.get(arguments[0], [])
     context = group.make_context("outbox", list(arguments))
     if arguments[0].startswith("-"):
         return {}
