@@ -18,7 +18,6 @@ import pytest
 import typer
 
 import outbox
-import outbox.admin
 import outbox.schema
 import workers
 from console.program import app
