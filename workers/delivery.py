@@ -183,7 +183,7 @@ def first_failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
         "attempts": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
         "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
         "delays": [outcome.delay or 0.0 for _, outcome in failed],
-        "errors": [outcome.reason for _, outcome in failed],
+        "errors": [outcome.reason or None for _, outcome in failed],
     }
 
 
@@ -197,6 +197,6 @@ def failures(failed: list[tuple[Job, Retry | Snoozed]]) -> dict[str, Any]:
             "costs": [0 if isinstance(outcome, Snoozed) else 1 for _, outcome in failed],
             "crashes": [int(isinstance(outcome, Crashed)) for _, outcome in failed],
             "delays": [outcome.delay or 0.0 for _, outcome in failed],
-            "errors": [outcome.reason for _, outcome in failed],
+            "errors": [outcome.reason or None for _, outcome in failed],
         }
     )

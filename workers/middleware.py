@@ -150,7 +150,7 @@ class SingleAttempt(Attempt):
                 return
             raise DecidedError(final) from self.error
         if isinstance(final, Snoozed):
-            raise Snooze(final.delay, final.reason or "put off")
+            raise Snooze(final.delay, final.reason)
         if not isinstance(final, Outcome):
             raise HandlerError(f"a middleware returned {final!r}: return what `await next(event)` gives, or an outcome")
         take(final)

@@ -44,7 +44,7 @@ class Snoozed:
     """It was put off by `delay` seconds, at no cost; without a `reason` the last error stays."""
 
     delay: float
-    reason: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -338,7 +338,7 @@ class Worker:
     def _put_back(self, lane: Lane) -> None:
         """What a paused handler was given and has not started is PostgreSQL's again: it may be cancelled there."""
         for job in lane.take_back():
-            self._recorder.add(job, Snoozed(0.0, None))
+            self._recorder.add(job, Snoozed(0.0, ""))
 
     async def _keep_fresh(self) -> None:
         while True:
