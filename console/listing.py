@@ -12,8 +12,11 @@ from uuid import UUID
 
 import typer
 
+from outbox.position import END, ORIGIN, Position
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Row = Mapping[str, Any]
 
@@ -67,23 +70,30 @@ def show_object(value: Row, form: Form) -> None:
 
 def table(headings: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table. Numbers stand right, and no cell can bring control characters to the terminal."""
+    console(sys.stdout).print(drawn(headings, rows))
+
+
+def drawn(headings: Iterable[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """The same as a Rich table, not printed."""
     from rich.table import Table
     from rich.text import Text
 
     cells = [list(row) for row in rows]
-    drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):
         numbers = any(isinstance(row[index], int) for row in cells)
-        drawn.add_column(heading, justify="right" if numbers else "left", overflow="fold" if index == 0 else "ellipsis")
+        made.add_column(heading, justify="right" if numbers else "left", overflow="fold" if index == 0 else "ellipsis")
     for row in cells:
-        drawn.add_row(*(Text(cell(value)) for value in row))
-    console(sys.stdout).print(drawn)
+        made.add_row(*(Text(cell(value)) for value in row))
+    return made
 
 
 def cell(value: Any) -> str:
     """A value as people read it, on one line and without control characters."""
     if value is None:
         return "–"
+    if isinstance(value, Position):
+        return place(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     if isinstance(value, timedelta):
@@ -91,6 +101,13 @@ def cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "".join(character if character.isprintable() else " " for character in str(value))
+
+
+def place(position: Position) -> str:
+    """A place in the log: as Redis writes it, but for the two places that no entry has."""
+    if position == ORIGIN:
+        return "start"
+    return f"{position.tick}-end" if position.seq == END else str(position)
 
 
 def span(length: timedelta) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from outbox.names import catch_up_key, stream_key
+from outbox.position import Position
 from outbox.redis import connect
 
 if TYPE_CHECKING:
@@ -21,38 +22,49 @@ TIMEOUT = 3.0
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream and one of the groups that read it. `pending` counts entries read and not acknowledged yet;
-    it is None when there is no such group."""
+    """A stream and one of the groups that read it.
+
+    `pending` counts entries read and not acknowledged yet, `lag` those not read yet. `pending` is None when there is no
+    such group, `lag` when Redis does not know it or is older than 7.
+    """
 
     key: str
     length: int
     handler: str
     pending: int | None
     consumers: int | None
-    last_delivered: str | None
+    last_delivered: Position | None
+    lag: int | None = None
 
 
-def streams(settings: Settings, handlers: Iterable[HandlerStatus]) -> list[Stream]:
-    """Every stream the handlers read that exists. Raises `redis.RedisError` when Redis cannot be asked."""
+def opened(settings: Settings) -> redis.Redis:
+    """A client that gives up after three seconds. Raises `redis.RedisError` when Redis cannot be reached."""
     try:
         client = connect(settings.redis_url.get_secret_value(), timeout=TIMEOUT, connect_timeout=TIMEOUT)
     except ValueError:
         raise redis.ConnectionError("OUTBOX_REDIS_URL is not a URL like redis://host:6379/0") from None
+    client.ping()
+    return client
+
+
+def streams(client: redis.Redis, prefix: str, handlers: Iterable[HandlerStatus]) -> list[Stream]:
+    """Every stream the handlers read that exists. Raises `redis.RedisError` when Redis cannot be asked."""
     found: list[Stream] = []
-    with client:
-        client.ping()
-        for handler in handlers:
-            for key in (
-                stream_key(settings.prefix, handler.event_name),
-                catch_up_key(settings.prefix, handler.event_name, handler.name),
-            ):
-                stream = _stream(client, key, handler.name)
-                if stream is not None:
-                    found.append(stream)
+    known: dict[str, tuple[int, list[Any]] | None] = {}
+    for handler in handlers:
+        for key in (
+            stream_key(prefix, handler.event_name),
+            catch_up_key(prefix, handler.event_name, handler.name),
+        ):
+            if key not in known:
+                known[key] = _read(client, key)
+            if (facts := known[key]) is not None:
+                found.append(_stream(key, handler.name, *facts))
     return found
 
 
-def _stream(client: redis.Redis, key: str, handler: str) -> Stream | None:
+def _read(client: redis.Redis, key: str) -> tuple[int, list[Any]] | None:
+    """A stream's length and its groups."""
     try:
         groups: Any = client.xinfo_groups(key)
         length: Any = client.xlen(key)
@@ -60,7 +72,12 @@ def _stream(client: redis.Redis, key: str, handler: str) -> Stream | None:
         if "no such key" in str(error):
             return None
         raise
+    return length, groups
+
+
+def _stream(key: str, handler: str, length: int, groups: list[Any]) -> Stream:
     group = next((group for group in groups if group["name"] == handler.encode()), None)
     if group is None:
         return Stream(key, length, handler, None, None, None)
-    return Stream(key, length, handler, group["pending"], group["consumers"], group["last-delivered-id"].decode())
+    last = Position.parse(group["last-delivered-id"])
+    return Stream(key, length, handler, group["pending"], group["consumers"], last, group.get("lag"))

@@ -22,7 +22,7 @@ from outbox.trace import correlation_id
 if TYPE_CHECKING:
     from outbox import schema as schema
     from outbox import testing as testing
-    from outbox.admin import status
+    from outbox.admin.find import status
     from outbox.schema import metadata
     from outbox.write import add, add_many, insert
 
@@ -47,7 +47,7 @@ __all__ = [
 # The relay and most commands need no SQLAlchemy, and a web process that only writes no more than that: what a process
 # does not use it does not load.
 _MODULES = ("schema", "testing")
-_PLACES = {"add": "write", "add_many": "write", "insert": "write", "metadata": "schema", "status": "admin"}
+_PLACES = {"add": "write", "add_many": "write", "insert": "write", "metadata": "schema", "status": "admin.find"}
 
 
 def __getattr__(name: str) -> Any:

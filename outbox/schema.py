@@ -36,7 +36,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
@@ -116,6 +116,12 @@ relay = Table(
     Column("leader", Text),
     Column("heartbeat", _Moment),
     Column(
+        "backend_pid",
+        Integer,
+        comment="the session that the leader takes for its own: where a pooler stands between, "
+        "another one holds the lock",
+    ),
+    Column(
         "retained_from",
         _Moment,
         comment="deliveries of events that were added before may be gone with their partition",
@@ -176,6 +182,11 @@ delivery = Table(
     Column("lease", Uuid),
     Column("error", Text),
     Column("updated_at", _Moment, nullable=False, server_default=_NOW),
+    Column(
+        "failures",
+        JSONB,
+        comment='the last ten attempts that failed: [{"attempt": 1, "at": time, "error": text}]',
+    ),
     CheckConstraint("state IN ('done', 'retrying', 'dead', 'cancelled')", name="delivery_state_check"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
     CheckConstraint("lease IS NULL OR state = 'retrying'"),
@@ -202,7 +213,17 @@ dead_letter = Table(
         Text,
         comment="the last error with its causes and their innermost frames; null when no run of the handler raised one",
     ),
-    Index("dead_letter_died_at", "died_at"),
+    Index("dead_letter_died_at", "died_at", postgresql_where=text("replayed_at IS NULL")),
+    Index("dead_letter_handler", "handler", "died_at", postgresql_where=text("replayed_at IS NULL")),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("handlers", ARRAY(Text), nullable=False),
+    Column("started_at", _Moment, nullable=False, server_default=_NOW),
+    Column("seen_at", _Moment, nullable=False, server_default=_NOW),
 )
 
 scheduled = Table(

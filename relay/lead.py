@@ -94,6 +94,14 @@ def try_to_lead(connection: psycopg.Connection, schema: str) -> bool:
     return row is not None and bool(row[0])
 
 
+def announce(connection: psycopg.Connection, schema: str, leader: str) -> None:
+    """Say who leads, and which session it takes for its own: another one holds the lock behind a pooler."""
+    connection.execute(
+        f"UPDATE {schema}.relay SET leader = %s, backend_pid = %s, heartbeat = clock_timestamp()".encode(),
+        [leader, connection.info.backend_pid],
+    )
+
+
 def stop_leading(connection: psycopg.Connection, schema: str) -> None:
     """Give the leader's lock back."""
     connection.execute("SELECT pg_advisory_unlock(%s)", [lock_id("relay", schema)])

@@ -140,6 +140,7 @@ class Relay:
         patience.insist(lambda: eviction.warn(client))
         if restored is not None:
             rebase.perform(connection, self._schema, restored)
+        lead.announce(connection, self._schema, self._leader)
         handlers = Handlers(connection, self._schema)
         appender = Appender(client, patience, check_lead=check_lead)
         main = MainFeed(

@@ -41,6 +41,16 @@ async def register(database: Database, handlers: list[Handler], schema: str) -> 
     await database.query(f"NOTIFY {channel(schema)}", {})
 
 
+async def appear(database: Database, worker: str, handlers: list[Handler]) -> None:
+    """Let those who look see that this worker lives, for as long as it says so again."""
+    await database.fetch("present", {"name": worker, "handlers": [handler.name for handler in handlers]})
+
+
+async def disappear(database: Database, worker: str, schema: str) -> None:
+    """Nobody need wait to see that this worker has gone."""
+    await database.query(f"DELETE FROM {schema}.worker WHERE name = %(name)s", {"name": worker})
+
+
 async def owner(database: Database, schema: str) -> str:
     """Who we are, as the prefix's marker says it: system identifier, database and schema."""
     rows = await database.query(

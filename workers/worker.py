@@ -142,7 +142,7 @@ class Worker:
         self._owner = await registration.owner(control, schema)
         await self._claim_prefix()
         self._resources = await self._enter_lifespan()
-        await registration.register(control, list(self._app.handlers.values()), schema)
+        await self._register(control)
 
         self._recorder = Recorder(outcomes, self._servers, self._log)
         self._sources: list[Source] = []
@@ -294,6 +294,7 @@ class Worker:
         await self._briefly(self._recorder.drained())
         await self._briefly(self._leases.hand_back([job for job in cut if job.lane.active.get(job.event_id) is job]))
         await self._briefly(self._leases.leave())
+        await self._briefly(registration.disappear(self._databases[2], self.name, self._settings.schema_name))
 
     async def _runs_over(self) -> None:
         while any(lane.running for lane in self._lanes.values()):
@@ -349,7 +350,12 @@ class Worker:
         while True:
             await asyncio.sleep(SEEN)
             await self._claim_prefix()
-            await registration.register(control, list(self._app.handlers.values()), self._settings.schema_name)
+            await self._register(control)
+
+    async def _register(self, control: Database) -> None:
+        handlers = list(self._app.handlers.values())
+        await registration.register(control, handlers, self._settings.schema_name)
+        await registration.appear(control, self.name, handlers)
 
     async def _claim_prefix(self) -> None:
         async for attempt in until_back(link.Unreachable):

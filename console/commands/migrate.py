@@ -18,7 +18,7 @@ def migrate(
     ] = False,
     roles_sql: Annotated[
         bool,
-        typer.Option("--roles-sql", help="Print the grants for --writer, --relay and --worker; needs no database."),
+        typer.Option("--roles-sql", help="Print the grants for --writer, --relay, --worker and --reader."),
     ] = False,
     writer: Annotated[
         str | None, typer.Option(metavar="ROLE", help="Role of the application that adds events.")
@@ -26,6 +26,9 @@ def migrate(
     relay: Annotated[str | None, typer.Option(metavar="ROLE", help="Role of `outbox relay`.")] = None,
     worker: Annotated[
         str | None, typer.Option(metavar="ROLE", help="Role of `outbox worker`, status and replay.")
+    ] = None,
+    reader: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Role of whoever only looks: outbox.status, status, top.")
     ] = None,
     without_trigger: Annotated[
         bool,
@@ -50,10 +53,10 @@ def migrate(
     """
     if sum((sql, check, roles_sql, dry_run)) > 1:
         raise typer.BadParameter("use one of --sql, --check, --roles-sql and --dry-run")
-    if roles_sql and not (writer or relay or worker):
-        raise typer.BadParameter("--roles-sql needs at least one of --writer, --relay and --worker")
-    if not roles_sql and (writer or relay or worker):
-        raise typer.BadParameter("--writer, --relay and --worker go with --roles-sql")
+    if roles_sql and not (writer or relay or worker or reader):
+        raise typer.BadParameter("--roles-sql needs at least one of --writer, --relay, --worker and --reader")
+    if not roles_sql and (writer or relay or worker or reader):
+        raise typer.BadParameter("--writer, --relay, --worker and --reader go with --roles-sql")
     from outbox import migrations
 
     settings = options.settings(database_url=database_url, schema_name=schema)
@@ -61,7 +64,7 @@ def migrate(
     if sql:
         sys.stdout.write(migrations.printed(name, trigger=trigger))
     elif roles_sql:
-        sys.stdout.write(migrations.roles_sql(name, writer=writer, relay=relay, worker=worker))
+        sys.stdout.write(migrations.roles_sql(name, writer=writer, relay=relay, worker=worker, reader=reader))
     elif check:
         _check(settings.libpq_url(direct=True), name, trigger, output)
     elif dry_run:

@@ -1,20 +1,21 @@
-"""`outbox status`: how far everything is, and whether a relay or worker is at it."""
+"""`outbox status`: how far everything is, whether a relay or worker is at it, and what happened to one event."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 
 from console import options
-from console.listing import Form, Output, cell, note, say, show_object, span, table
+from console.commands.selection import read_ids
+from console.listing import Form, Output, note, say, show_object, span, table
 
 if TYPE_CHECKING:
-    from console.streams import Stream
-    from outbox.admin import HandlerStatus, Hold, Status
+    from outbox.admin import Status
+    from outbox.settings import Settings
 
 SEEN_WITHIN = timedelta(seconds=30)
 """A handler that no worker has announced for so long is not being served."""
@@ -28,6 +29,12 @@ class Role(StrEnum):
 
 
 def status(
+    id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ID]", help="One event: what happened to it and what it waits for.", show_default=False
+        ),
+    ] = None,
     check: Annotated[
         Role | None,
         typer.Option(
@@ -40,30 +47,61 @@ def status(
     schema: options.Schema = None,
     prefix: options.Prefix = None,
 ) -> None:
-    """Show how far the relay and every handler are.
+    """Show how far the relay and every handler are, and who is at work; or what happened to one event.
 
-    LAG counts a handler's events without any outcome. Counting stops at
-    100,000 rows, shown as ≥.
+    With an id: one time line from its commit to every handler's outcome, and
+    what it waits for if it waits. Exit 1 if nobody knows the id.
+
+    LAG counts a handler's events without any outcome; OLDEST is how long the
+    oldest waits that could have been run. Large numbers are estimates, shown
+    as ≈.
 
     \b
     outbox status
-    outbox status -o json | jq .unpublished
+    outbox status 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55
+    outbox status -o json | jq .oldest_eligible_age
     outbox status --check relay
     """
+    from console import overview
     from outbox import admin
 
+    if id is not None and check is not None:
+        raise typer.BadParameter("--check is about relay and workers, not about an event")
+    chosen = read_ids([id]) if id is not None else None
     settings = options.settings(database_url=database_url, redis_url=redis_url, schema_name=schema, prefix=prefix)
-    found = admin.status(settings, look_at=1 if check else admin.LOOK_AT)
     if check is not None:
-        trouble = unhealthy(found, check)
+        trouble = unhealthy(admin.status(settings, look_at=1), check)
         note(trouble or f"{check}: fine")
         raise typer.Exit(1 if trouble else 0)
-    streams, away = _streams(settings, found)
-    holds = admin.holds(settings)
+    if chosen is not None:
+        _tell(settings, chosen[0], output)
+        return
+    seen = overview.look(settings)
+    if output is not Form.TABLE:
+        show_object(overview.described(seen), output)
+        return
+    for line in overview.lines(seen):
+        say(line)
+    if not seen.status.handlers:
+        note("no handler is registered yet; start `outbox worker MODULE:APP`")
+    for headings, rows in (overview.handlers(seen), overview.streams(seen), overview.workers(seen)):
+        if rows:
+            say()
+            table(headings, rows)
+
+
+def _tell(settings: Settings, id: UUID, output: Form) -> None:
+    from console import timeline
+    from outbox import admin
+
+    story = admin.story(settings, id)
+    places, away = timeline.look(settings, story)
     if output is Form.TABLE:
-        _print(found, streams, away, holds)
+        timeline.show(story, places, away)
     else:
-        show_object({**described(found, streams, away), "holds": [asdict(hold) for hold in holds]}, output)
+        show_object(timeline.described(story, places, away), output)
+    if story.state == "unknown":
+        raise typer.Exit(1)
 
 
 def unhealthy(found: Status, role: Role) -> str | None:
@@ -72,109 +110,5 @@ def unhealthy(found: Status, role: Role) -> str | None:
         return None if found.leader else "relay: none leads"
     if not found.handlers:
         return "worker: no handler is registered"
-    latest = max(handler.last_seen for handler in found.handlers)
-    if found.at - latest > SEEN_WITHIN:
-        return f"worker: none was seen for {span(found.at - latest)}"
-    return None
-
-
-def described(found: Status, streams: list[Stream] | None, away: str | None) -> dict[str, Any]:
-    """The status as JSON values. Counts are numbers with `<name>_exact` beside them, lengths of time are in seconds."""
-    return {
-        "schema": found.schema,
-        "at": found.at,
-        "position": None if found.position is None else str(found.position),
-        "last_tick_at": found.last_tick_at,
-        "last_tick_age": found.last_tick_age,
-        "leader": None if found.leader is None else asdict(found.leader),
-        **_counts(found, "events", "unpublished"),
-        "oldest_unpublished_at": found.oldest_unpublished_at,
-        "unpublished_age": found.unpublished_age,
-        "handlers": [_handler(handler) for handler in found.handlers],
-        "streams": None if streams is None else [asdict(stream) for stream in streams],
-        "redis_error": away,
-    }
-
-
-def paused(hold: Hold) -> str:
-    """What is held back, since when, by whom and why."""
-    why = f": {hold.reason}" if hold.reason else ""
-    return f"{hold.what} {hold.name}".strip() + f" since {cell(hold.since)} by {hold.actor}{why}"
-
-
-def _handler(handler: HandlerStatus) -> dict[str, Any]:
-    return {
-        "name": handler.name,
-        "event_name": handler.event_name,
-        "state": handler.state,
-        "paused": handler.paused,
-        "done_to": None if handler.done_to is None else str(handler.done_to),
-        "fed": None if handler.fed is None else str(handler.fed),
-        **_counts(handler, "lag", "done", "retrying", "dead"),
-        "oldest_waiting_at": handler.oldest_waiting_at,
-        "last_seen": handler.last_seen,
-    }
-
-
-def _counts(source: object, *names: str) -> dict[str, Any]:
-    counts = {name: getattr(source, name) for name in names}
-    return {
-        key: value
-        for name, count in counts.items()
-        for key, value in ((name, count.value), (f"{name}_exact", count.exact))
-    }
-
-
-def _streams(settings: Any, found: Status) -> tuple[list[Stream] | None, str | None]:
-    import redis
-
-    from console.streams import streams
-
-    try:
-        return streams(settings, found.handlers), None
-    except redis.RedisError as error:
-        return None, str(error)
-
-
-def _print(found: Status, streams: list[Stream] | None, away: str | None, holds: list[Hold]) -> None:
-    leader = found.leader
-    position = "–" if found.position is None else str(found.position)
-    waiting = f", the oldest for {span(found.unpublished_age)}" if found.unpublished_age is not None else ""
-    ticked = "" if found.last_tick_age is None else f", last tick {span(found.last_tick_age)} ago"
-    facts = [
-        ("schema", found.schema),
-        ("relay", f"{leader.name or leader.application_name} leads (session {leader.pid})" if leader else "none leads"),
-        ("position", f"{position}{ticked}"),
-        ("events", f"{found.events} committed, {found.unpublished} unpublished{waiting}"),
-        (
-            "redis",
-            f"away: {away}" if away else f"{sum(s.length for s in streams or [])} stream entries seen by handlers",
-        ),
-    ]
-    facts += [("paused", paused(hold)) for hold in holds]
-    for name, fact in facts:
-        say(f"{name:<10}{cell(fact)}")
-    if not found.handlers:
-        note("no handler is registered yet; start `outbox worker MODULE:APP`")
-        return
-    say()
-    table(
-        ("HANDLER", "EVENT", "STATE", "DONE TO", "LAG", "DONE", "RETRYING", "DEAD", "LAST SEEN"),
-        [
-            (
-                handler.name,
-                handler.event_name,
-                f"{handler.state}, paused" if handler.paused else handler.state,
-                handler.done_to,
-                *map(str, (handler.lag, handler.done, handler.retrying, handler.dead)),
-                f"{span(found.at - handler.last_seen)} ago",
-            )
-            for handler in found.handlers
-        ],
-    )
-    if streams:
-        say()
-        table(
-            ("STREAM", "HANDLER", "LENGTH", "PENDING", "CONSUMERS", "LAST DELIVERED"),
-            [(s.key, s.handler, s.length, s.pending, s.consumers, s.last_delivered) for s in streams],
-        )
+    silence = found.at - max(handler.last_seen for handler in found.handlers)
+    return f"worker: none was seen for {span(silence)}" if silence > SEEN_WITHIN else None

@@ -2,11 +2,13 @@
 
 from outbox.admin.cancelling import Cancellation, cancel
 from outbox.admin.events import Delivery, LoggedEvent, events
+from outbox.admin.find import story
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.replaying import Replayed, replay
 from outbox.admin.selection import PayloadField, Selection
-from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Status, status
+from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
+from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
 
 __all__ = [
     "LOOK_AT",
@@ -15,14 +17,21 @@ __all__ = [
     "DeadLetter",
     "Delivery",
     "ErrorGroup",
+    "Failure",
     "HandlerStatus",
+    "HandlerStory",
     "Hold",
     "Leader",
     "LoggedEvent",
+    "Moment",
     "PayloadField",
     "Replayed",
     "Selection",
+    "Standby",
     "Status",
+    "Story",
+    "Wait",
+    "WorkerStatus",
     "cancel",
     "count_dead_letters",
     "dead_letters",
@@ -33,4 +42,5 @@ __all__ = [
     "replay",
     "resume",
     "status",
+    "story",
 ]

@@ -7,7 +7,12 @@ from outbox.migrations.script import text
 
 
 def roles_sql(
-    schema: str = "outbox", *, writer: str | None = None, relay: str | None = None, worker: str | None = None
+    schema: str = "outbox",
+    *,
+    writer: str | None = None,
+    relay: str | None = None,
+    worker: str | None = None,
+    reader: str | None = None,
 ) -> str:
     """What lets each given role do its part and no more. A role that is not given is left out.
 
@@ -16,9 +21,9 @@ def roles_sql(
     >>> roles_sql(writer="shop").splitlines()[1]
     'GRANT USAGE ON SCHEMA outbox TO "shop";'
     """
-    names = {"{writer}": writer, "{relay}": relay, "{worker}": worker}
+    names = {"{writer}": writer, "{relay}": relay, "{worker}": worker, "{reader}": reader}
     if not any(names.values()):
-        raise ConfigurationError("name at least one role: --writer, --relay or --worker")
+        raise ConfigurationError("name at least one role: --writer, --relay, --worker or --reader")
     blocks = []
     for block in text("roles.sql", schema).split("\n\n"):
         for placeholder, name in names.items():

@@ -1,4 +1,4 @@
--- Least privilege for the three roles that touch the schema at run time. Run by its owner, after `outbox migrate`;
+-- Least privilege for the roles that touch the schema at run time. Run by its owner, after `outbox migrate`;
 -- `outbox migrate --roles-sql` prints it with the names filled in. Giving none to a role means leaving its block out.
 
 -- {writer}: the application that calls outbox.add. It reads nothing.
@@ -20,9 +20,14 @@ GRANT SELECT, UPDATE ON SEQUENCE {schema}.asleep TO {relay};
 GRANT USAGE ON SCHEMA {schema} TO {worker};
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {worker};
 GRANT INSERT, UPDATE ON {schema}.delivery, {schema}.handler, {schema}.schedule TO {worker};
-GRANT INSERT, UPDATE, DELETE ON {schema}.dead_letter TO {worker};
+GRANT INSERT, UPDATE, DELETE ON {schema}.dead_letter, {schema}.worker TO {worker};
 GRANT INSERT, DELETE ON {schema}.hold TO {worker};
 GRANT INSERT ON {schema}.event, {schema}.scheduled, {schema}.audit TO {worker};
 GRANT DELETE ON {schema}.scheduled TO {worker};
 GRANT USAGE ON SEQUENCE {schema}.event_seq TO {worker};
 GRANT SELECT ON SEQUENCE {schema}.asleep TO {worker};
+
+-- {reader}: whoever only looks: outbox.status in an endpoint, outbox status, events, dead and top.
+GRANT USAGE ON SCHEMA {schema} TO {reader};
+GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader};
+GRANT SELECT ON SEQUENCE {schema}.asleep TO {reader};

@@ -262,9 +262,17 @@ def test_status_shows_positions_counts_and_streams(outbox: Run, db: Db, redis_se
     assert facts["leader"] is None
     (handler,) = facts["handlers"]
     assert (handler["name"], handler["state"], handler["dead"], handler["lag"]) == ("bill", "detached", 2, 0)
-    assert facts["streams"] == [
-        {"key": "outbox:{order}", "length": 2, "handler": "bill", "pending": 1, "consumers": 1, "last_delivered": "5-1"}
-    ]
+    (stream,) = facts["streams"]
+    assert stream.pop("lag") in (1, None), "Redis knows it from version 7 on"
+    assert stream == {
+        "key": "outbox:{order}",
+        "length": 2,
+        "handler": "bill",
+        "pending": 1,
+        "consumers": 1,
+        "last_delivered": "5-1",
+    }
+    assert handler["in_flight"] == 1
     table = outbox("status", OUTBOX_REDIS_URL=redis_server.url)
     assert table.returncode == 0
     assert "none leads" in table.stdout

@@ -16,6 +16,7 @@ from outbox.errors import SchemaError
 from outbox.names import lock_id
 from outbox.position import Position
 from outbox.settings import Settings
+from relay import lead
 
 Db = psycopg.Connection[Any]
 
@@ -115,7 +116,7 @@ def test_lag_counts_a_handler_s_events_without_an_outcome(db: Db) -> None:
     deliver(db, "h", "retrying", 2, offset=4)
     deliver(db, "h", "dead", 1, offset=6)
     (found,) = admin.status(db).handlers
-    assert (found.lag.value, found.done.value, found.retrying.value) == (3, 4, 2)
+    assert (found.lag.value, found.retrying.value) == (3, 2)
     assert found.dead.value == 0, "dead letters are counted, not deliveries"
     assert found.oldest_waiting_at is not None
 
@@ -148,9 +149,135 @@ def test_counting_stops_where_it_is_told_to_and_says_so(db: Db) -> None:
     handler(db, "h")
     deliver(db, "h", "done", 20)
     status = admin.status(db, look_at=10)
-    assert [str(count) for count in (status.events, status.unpublished)] == ["≥ 10", "≥ 10"]
-    assert not status.handlers[0].lag.exact
-    assert not status.handlers[0].done.exact
+    assert not any(count.exact for count in (status.events, status.unpublished, status.handlers[0].lag))
+    assert (status.events.value, status.unpublished.value) == (10, 10)
+
+
+@pytest.mark.parametrize(("every", "likely"), [(1, 0), (2, 2500), (10**9, 5000)], ids=["few", "half", "all"])
+def test_beyond_what_is_counted_the_lag_is_estimated_from_places_all_over_the_rest(
+    db: Db, every: int, likely: int
+) -> None:
+    # One event that is stuck holds `done_to` back however much above it is done.
+    for _ in range(50):
+        add(db, count=100)
+    tick(db)
+    handler(db, "h")
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+        " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event"
+        "  WHERE seq %% %s = 0 AND seq > (SELECT min(seq) FROM outbox.event)",
+        [every],
+    )
+    (found,) = admin.status(db, look_at=500).handlers
+    assert not found.lag.exact
+    assert found.lag.likely == pytest.approx(likely, rel=0.15, abs=5)
+
+
+def test_the_share_of_a_handler_is_smaller_the_more_there_are(db: Db) -> None:
+    add(db, count=600)
+    for number in range(4):
+        handler(db, f"h{number}")
+    assert {h.lag.value for h in admin.status(db, look_at=2000).handlers} == {500}
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (admin.Count(12_345), "12,345"),
+        (admin.Count(100, exact=False, estimate=1_234_567), "≈ 1,200,000"),
+        (admin.Count(100, exact=False, estimate=50), "≥ 100"),
+        (admin.Count(100, exact=False), "≥ 100"),
+    ],
+)
+def test_a_count_says_how_sure_it_is(count: admin.Count, shown: str) -> None:
+    assert str(count) == shown
+
+
+# Who is at work ----------------------------------------------------------------------------------------------------
+
+
+def test_relays_that_stand_by_are_those_sessions_that_do_not_lead(database_url: str, db: Db) -> None:
+    with (
+        psycopg.connect(database_url, autocommit=True, application_name="outbox relay outbox") as leader,
+        psycopg.connect(database_url, autocommit=True, application_name="outbox relay outbox") as standby,
+        psycopg.connect(database_url, autocommit=True, application_name="outbox relay billing"),
+    ):
+        leader.execute("SELECT pg_advisory_lock(%s)", [lock_id("relay", "outbox")])
+        assert [each.pid for each in admin.status(db).standbys] == [standby.info.backend_pid]
+
+
+def test_the_leader_listens_unless_a_pooler_stands_between(database_url: str, db: Db) -> None:
+    with psycopg.connect(database_url, autocommit=True) as relay:
+        relay.execute("SELECT pg_advisory_lock(%s)", [lock_id("relay", "outbox")])
+        lead.announce(relay, "outbox", "here:1")
+        leader = admin.status(db).leader
+        assert leader is not None
+        assert (leader.name, leader.listens, leader.asleep) == ("here:1", True, False)
+        db.execute("SELECT setval('outbox.asleep', extract(epoch FROM clock_timestamp())::bigint + 60)")
+        db.execute("UPDATE outbox.relay SET backend_pid = 1")
+        leader = admin.status(db).leader
+        assert leader is not None
+        assert (leader.listens, leader.asleep) == (False, True)
+
+
+def test_workers_are_alive_for_thirty_seconds_after_they_said_so(db: Db) -> None:
+    handler(db, "h")
+    db.execute(
+        "INSERT INTO outbox.worker (name, handlers, seen_at) VALUES"
+        " ('w1', '{h,g}', clock_timestamp() - interval '29 s'), ('w2', '{g}', clock_timestamp()),"
+        " ('w3', '{h}', clock_timestamp() - interval '31 s')"
+    )
+    status = admin.status(db)
+    assert [(worker.name, worker.handlers) for worker in status.workers] == [("w1", ("h", "g")), ("w2", ("g",))]
+    assert status.handlers[0].workers == 1
+
+
+def test_what_was_published_of_late_is_what_the_ticks_of_the_last_minutes_hold(db: Db) -> None:
+    for ago, count in (("10 s", 3), ("2 min", 40), ("6 min", 500)):
+        db.execute(
+            "INSERT INTO outbox.tick (id, snapshot, created_at, count)"
+            " SELECT floor(extract(epoch FROM at) * 1000), pg_current_snapshot(), at, %s"
+            "   FROM (SELECT clock_timestamp() - %s::interval AS at) AS moment",
+            [count, ago],
+        )
+    status = admin.status(db)
+    assert (status.published_minute, status.published_minutes) == (3, 43)
+
+
+# The oldest eligible event -----------------------------------------------------------------------------------------
+
+
+def age(db: Db) -> float | None:
+    found = admin.status(db).oldest_eligible_age
+    return None if found is None else found.total_seconds()
+
+
+def test_the_oldest_eligible_event_is_unpublished_or_without_an_outcome_or_overdue(db: Db) -> None:
+    assert age(db) is None
+    db.execute("INSERT INTO outbox.event (name, payload, created_at) VALUES ('a', '{}', now() - interval '30 s')")
+    assert age(db) == pytest.approx(30, abs=5)
+    tick(db)
+    assert age(db) is None, "nobody handles it"
+    handler(db, "h")
+    assert age(db) == pytest.approx(30, abs=5)
+    deliver(db, "h", "retrying", 1)
+    for due, waits in (("- interval '90 s'", 90), ("+ interval '90 s'", None)):
+        db.execute(f"UPDATE outbox.delivery SET due_at = clock_timestamp() {due}".encode())
+        assert age(db) == (None if waits is None else pytest.approx(waits, abs=5))
+    db.execute("UPDATE outbox.delivery SET due_at = clock_timestamp() - interval '1 s', lease = gen_random_uuid()")
+    assert age(db) is None, "it is being run"
+    assert admin.status(db).handlers[0].running == 1
+    db.execute("UPDATE outbox.delivery SET state = 'dead', due_at = NULL, lease = NULL")
+    assert age(db) is None
+
+
+def test_what_a_paused_handler_has_waiting_is_not_eligible(db: Db) -> None:
+    add(db)
+    tick(db)
+    handler(db, "h")
+    db.execute("INSERT INTO outbox.hold (what, name, actor) VALUES ('handler', 'h', 'me')")
+    assert admin.status(db).handlers[0].lag.value == 1
+    assert age(db) is None
 
 
 def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
@@ -164,7 +291,8 @@ def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
 
     for name in ("overview", "handlers"):
         plan = db.execute(
-            b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement(name, "outbox"), {"most": 1000, "lock": 1}
+            b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement(name, "outbox"),
+            {"most": 1000, "lock": 1, "relay": "r", "alive": 30},
         ).fetchone()
         assert plan is not None
         rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan[0][0]["Plan"]))

@@ -345,7 +345,6 @@ def a_status(*, leads: bool = True, seen: timedelta | None = timedelta(0)) -> St
         None,
         Count(0),
         Count(0),
-        Count(0),
         NOW - (seen or timedelta(0)),
     )
     return Status(

@@ -18,7 +18,9 @@ WITH due AS MATERIALIZED (
   UPDATE {schema}.delivery AS d
      SET lease = gen_random_uuid(), due_at = clock_timestamp() + %(lease)s * interval '1 second',
          attempts = d.attempts + (d.lease IS NOT NULL)::integer,
-         crashes = d.crashes + (d.lease IS NOT NULL)::integer, updated_at = clock_timestamp()
+         crashes = d.crashes + (d.lease IS NOT NULL)::integer,
+         failures = CASE WHEN d.lease IS NULL THEN d.failures
+                         ELSE {schema}.with_failure(d.failures, d.attempts + 1, 'the worker died') END, updated_at = clock_timestamp()
     FROM due
    WHERE d.event_id = due.event_id AND d.handler = due.handler AND d.event_created_at = due.event_created_at
   RETURNING d.event_id, d.handler, d.event_created_at, d.attempts, d.crashes, d.lease

@@ -1,8 +1,9 @@
 -- A first attempt that failed for good, with its dead letter, unless somebody else recorded an outcome first. The copy is the
 -- event's own row, by primary key; of an entry without one (somebody else's) it is the text as it came.
 WITH died AS (
-  INSERT INTO {schema}.delivery (event_id, handler, event_created_at, state, attempts, error)
-  VALUES (%(id)s::uuid, %(handler)s, 'epoch'::timestamptz + %(at)s * interval '1 microsecond', 'dead', 1, %(error)s)
+  INSERT INTO {schema}.delivery (event_id, handler, event_created_at, state, attempts, error, failures)
+  VALUES (%(id)s::uuid, %(handler)s, 'epoch'::timestamptz + %(at)s * interval '1 microsecond', 'dead', 1, %(error)s,
+          {schema}.with_failure(NULL, 1, %(error)s))
   ON CONFLICT DO NOTHING
   RETURNING event_id, handler, event_created_at, attempts, error
 )

@@ -1,7 +1,7 @@
 -- A run that must not be repeated and that failed: dead already, and now with its own error. By primary key.
 WITH failed AS (
   UPDATE {schema}.delivery AS d
-     SET error = %(error)s, updated_at = clock_timestamp()
+     SET error = %(error)s, failures = {schema}.with_failure(d.failures, d.attempts, %(error)s), updated_at = clock_timestamp()
    WHERE d.event_id = %(id)s::uuid AND d.handler = %(handler)s AND d.state = 'dead' AND starts_with(d.error, %(beginning)s)
      AND d.event_created_at = 'epoch'::timestamptz + %(at)s * interval '1 microsecond'
   RETURNING d.event_id, d.handler

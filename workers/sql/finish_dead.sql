@@ -2,7 +2,7 @@
 WITH died AS (
   UPDATE {schema}.delivery AS d
      SET state = 'dead', attempts = d.attempts + %(cost)s, due_at = NULL, lease = NULL, error = %(error)s,
-         updated_at = clock_timestamp()
+         failures = {schema}.with_failure(d.failures, d.attempts + %(cost)s, %(error)s), updated_at = clock_timestamp()
    WHERE d.event_id = %(id)s::uuid AND d.handler = %(handler)s AND d.lease = %(lease)s::uuid
      AND d.event_created_at = 'epoch'::timestamptz + %(at)s * interval '1 microsecond'
   RETURNING d.event_id, d.handler, d.event_created_at, d.attempts, d.error

@@ -1,0 +1,74 @@
+"""One event's story as `outbox status ID` shows it: a time line, each handler, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from console.listing import cell, note, place, say, span, table
+
+if TYPE_CHECKING:
+    from console.whereabouts import Place
+    from outbox.admin import Story
+    from outbox.settings import Settings
+
+
+def look(settings: Settings, story: Story) -> tuple[list[Place] | None, str | None]:
+    """Where Redis has the event's entry, or why Redis cannot say."""
+    import redis
+
+    from console.streams import opened
+    from console.whereabouts import places
+
+    try:
+        with opened(settings) as client:
+            return places(client, settings.prefix, story), None
+    except redis.RedisError as error:
+        return None, str(error)
+
+
+def show(story: Story, places: Sequence[Place] | None, away: str | None) -> None:
+    """Print the story for people."""
+    say(f"{story.id}  {story.name or 'unknown'}{f', key {cell(story.key)}' if story.key else ''}: {story.state}")
+    if story.moments:
+        say()
+        table(
+            ("WHEN", "WHAT", "HANDLER", "DETAIL"),
+            [(moment(each.at), each.what, each.handler, each.detail) for each in story.moments],
+        )
+    for found in places or ():
+        held = "nobody has it yet" if found.held_by is None else f"{found.held_by} has it, {_since(found)}"
+        say(f"in {found.stream} for {found.handler}: {cell(held)}")
+    if away is not None and any(each.state == "waiting" for each in story.handlers):
+        note(f"Redis could not be asked: {cell(away)}")
+    if story.waits:
+        say()
+    for wait in lines(story):
+        say(wait)
+
+
+def lines(story: Story) -> list[str]:
+    """What it waits for, a line each."""
+    own = [f"waits: {story.waits_for.text}"] if story.waits_for else []
+    return own + [f"{each.handler} waits: {each.waits_for.text}" for each in story.handlers if each.waits_for]
+
+
+def described(story: Story, places: Sequence[Place] | None, away: str | None) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
+        **story.as_dict(),
+        "position": None if story.position is None else place(story.position),
+        "places": None if places is None else [asdict(each) for each in places],
+        "redis_error": away,
+    }
+
+
+def moment(at: datetime | None) -> str:
+    """A time with its milliseconds: steps follow each other within few."""
+    return "–" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+
+
+def _since(found: Place) -> str:
+    return "" if found.held_for is None else f"renewed {span(found.held_for)} ago"

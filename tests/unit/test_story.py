@@ -1,0 +1,201 @@
+"""What an event's facts say about where it is and what it waits for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from outbox.admin.story import Story, tell
+
+ID = UUID(int=7)
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def ago(**length: float) -> str:
+    return (NOW - timedelta(**length)).isoformat()
+
+
+def handler(**other: Any) -> dict[str, Any]:
+    """An attached handler with a worker, which is done up to before the event."""
+    usual = {
+        "name": "h", "attached": True, "paused": False, "done_tick": 5, "done_seq": 0, "fed_tick": None,
+        "fed_seq": None, "last_seen": ago(seconds=3), "workers": 1,
+    }  # fmt: skip
+    return usual | other
+
+
+def delivery(state: str = "done", **other: Any) -> dict[str, Any]:
+    usual = {
+        "handler": "h", "state": state, "attempts": 1, "replays": 0, "due_at": None, "leased": False, "error": None,
+        "failures": None, "updated_at": ago(seconds=1),
+    }  # fmt: skip
+    return usual | other
+
+
+def story(*handlers: dict[str, Any], deliveries: Any = (), **other: Any) -> Story:
+    """Of an event with seq 42 in the published tick 7."""
+    usual: dict[str, Any] = {
+        "now": NOW.isoformat(),
+        "name": "paid",
+        "event": {
+            "name": "paid", "key": "k", "created_at": ago(minutes=1), "seq": 42, "own": False, "committed_at": None,
+        },
+        "tick": {"id": 7, "created_at": ago(seconds=50)},
+        "relay": {"tick": 7, "seq": 50, "paused": False, "leads": True},
+        "planned": None,
+        "handlers": list(handlers),
+        "deliveries": list(deliveries),
+        "letters": [],
+        "writers": [],
+    }  # fmt: skip
+    return tell(ID, usual | other)
+
+
+DOWN = {"tick": 6, "seq": 9, "paused": False, "leads": False}
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        ("no_handler", "no handler is registered for paid", story()),
+        ("relay", "has not taken it into a tick yet", story(handler(), tick=None)),
+        ("relay_down", "no relay leads", story(handler(), tick=None, relay=DOWN)),
+        ("relay", "has not published it yet", story(handler(), relay=DOWN | {"leads": True})),
+        ("relay_down", "no relay leads", story(handler(), relay=DOWN)),
+        ("paused", "see `outbox resume`", story(handler(), relay=DOWN | {"paused": True})),
+        (
+            "admission",
+            "has not admitted this new handler",
+            story(handler(attached=False, done_tick=None, done_seq=None)),
+        ),
+        ("catching_up", "has not reached it yet", story(handler(attached=False, fed_tick=6, fed_seq=1))),
+        ("relay_down", "no relay leads", story(handler(attached=False, fed_tick=6, fed_seq=1), relay=DOWN)),
+        ("worker", "in the handler's catch-up stream", story(handler(attached=False, fed_tick=7, fed_seq=42))),
+        ("worker", "it is in the stream", story(handler())),
+        ("paused", "h is paused", story(handler(paused=True))),
+        ("no_worker", "was seen 3 hours ago", story(handler(workers=0, last_seen=ago(hours=3)))),
+        (
+            "no_worker",
+            "was seen 3 hours ago",
+            story(handler(attached=False, fed_tick=6, fed_seq=1, workers=0, last_seen=ago(hours=3))),
+        ),
+        ("retry_due", "due in 90 s", story(handler(), deliveries=[delivery("retrying", due_at=ago(seconds=-90))])),
+        ("worker", "retry is due", story(handler(), deliveries=[delivery("retrying", due_at=ago(seconds=1))])),
+        ("paused", "paused", story(handler(paused=True), deliveries=[delivery("retrying", due_at=ago(seconds=1))])),
+        ("no_worker", "no worker has the handler h", story(deliveries=[delivery("retrying", due_at=ago(seconds=1))])),
+        (
+            "running",
+            "an attempt is under way",
+            story(handler(), deliveries=[delivery("retrying", due_at=ago(seconds=-5), leased=True)]),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_event_that_waits_says_what_for(code: str, said: str, told: Story) -> None:
+    (wait,) = told.waits
+    assert wait.code == code
+    assert said in wait.text
+    assert told.state in ("waiting", "retrying")
+
+
+NOBODY: dict[str, Any] = {"event": None, "tick": None, "name": None}
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        ("unknown_event", "never added, was rolled back, or is older", story(**NOBODY)),
+        (
+            "open_transaction",
+            "session 12 (shop-api) for 2 hours, the prepared transaction t1 for 5 s",
+            story(
+                **NOBODY,
+                writers=[
+                    {"pid": None, "program": None, "since": ago(seconds=5), "prepared": "t1"},
+                    {"pid": 12, "program": "shop-api", "since": ago(hours=2), "prepared": None},
+                ],
+            ),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_event_that_nobody_can_see_says_why_that_may_be(code: str, said: str, told: Story) -> None:
+    (wait,) = told.waits
+    assert (wait.code, told.state) == (code, "unknown")
+    assert said in wait.text
+
+
+def test_what_its_own_transaction_added_waits_for_the_commit() -> None:
+    event = {"name": "paid", "key": None, "created_at": ago(seconds=1), "seq": 42, "own": True, "committed_at": None}
+    told = story(handler(), event=event, tick=None)
+    assert [wait.code for wait in told.waits] == ["commit"]
+    assert [moment.what for moment in told.moments] == ["added"]
+
+
+def test_a_handler_that_began_later_waits_for_nothing() -> None:
+    told = story(handler(done_tick=7, done_seq=42), handler(name="g"), deliveries=[delivery(handler="g")])
+    assert {each.handler: each.state for each in told.handlers} == {"h": "passed", "g": "done"}
+    assert told.state == "done"
+    assert told.waits == ()
+
+
+@pytest.mark.parametrize(
+    ("states", "state"),
+    [(["done", "dead"], "dead"), (["done", "retrying", "dead"], "retrying"), (["done"], "done"), ([], "waiting")],
+)
+def test_the_state_of_all_is_that_of_whoever_is_least_far(states: list[str], state: str) -> None:
+    deliveries = [
+        delivery(each, handler=f"h{n}", due_at=ago(seconds=-9) if each == "retrying" else None)
+        for n, each in enumerate(states)
+    ]
+    assert story(deliveries=deliveries).state == state
+
+
+def test_the_time_line_goes_from_the_adding_to_the_outcome() -> None:
+    failures = [{"attempt": n, "at": ago(seconds=30 - n), "error": f"no {n}"} for n in (1, 2)]
+    told = story(handler(), deliveries=[delivery("done", attempts=3, failures=failures)])
+    assert [(moment.what, moment.handler) for moment in told.moments] == [
+        ("added", None), ("committed", None), ("in tick", None), ("published", None),
+        ("failed", "h"), ("failed", "h"), ("done", "h"),
+    ]  # fmt: skip
+    assert told.moments[1].detail == "by then"
+    assert told.moments[4].detail == "attempt 1: no 1"
+    assert [moment.at for moment in told.moments] == sorted(moment.at for moment in told.moments if moment.at)
+    assert str(told.position) == "7-42"
+
+
+def test_a_replay_and_a_death_are_on_the_time_line() -> None:
+    letter = {
+        "handler": "h", "key": "k", "event_created_at": ago(hours=1), "attempts": 10, "error": "boom",
+        "died_at": ago(minutes=9), "replayed_at": ago(minutes=4),
+    }  # fmt: skip
+    told = story(handler(), deliveries=[delivery("done", replays=1)], letters=[letter])
+    assert [moment.what for moment in told.moments][:2] == ["dead", "replayed"]
+    assert told.moments[-1].detail == "1 attempt, replayed once"
+    waiting = story(handler(), deliveries=[delivery("retrying", due_at=ago(seconds=-60), attempts=0)], letters=[letter])
+    assert (waiting.moments[-1].what, waiting.moments[-1].detail) == ("due", "attempt 1")
+
+
+def test_a_dead_letter_tells_the_story_of_an_event_that_went_with_the_retention() -> None:
+    letter = {
+        "handler": "h", "key": "k", "event_created_at": ago(days=9), "attempts": 10, "error": "boom",
+        "died_at": ago(days=8), "replayed_at": None,
+    }  # fmt: skip
+    told = story(handler(), **NOBODY | {"name": "paid"}, letters=[letter])
+    assert (told.state, told.key, told.waits) == ("dead", "k", ())
+    assert told.handlers[0].error == "boom"
+
+
+def test_a_scheduled_event_waits_until_it_is_due() -> None:
+    planned = {"due_at": ago(minutes=-5), "created_at": ago(minutes=1), "key": "k"}
+    told = story(**NOBODY | {"name": "paid"}, planned=planned)
+    assert (told.state, told.key, [wait.code for wait in told.waits]) == ("scheduled", "k", ["due"])
+
+
+def test_a_story_is_plain_values_for_an_endpoint() -> None:
+    found = story(handler(), deliveries=[delivery()]).as_dict()
+    assert (found["id"], found["position"], found["state"]) == (str(ID), "7-42", "done")
+    assert found["handlers"][0]["handler"] == "h"
