@@ -14,9 +14,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from forking import Programs
 
 from console.servers import Postgres, Redis
 from outbox.settings import Settings
@@ -42,6 +44,13 @@ def scratch() -> Iterator[Path]:
     """A short path, for unix sockets, that servers' unprivileged users may enter."""
     with scratch_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    """Starts `python …` without its second of imports, where the subject is what a process does and not its start."""
+    with closing(Programs()) as made:
+        yield made
 
 
 def make_postgres(folder: Path, **options: object) -> Postgres:

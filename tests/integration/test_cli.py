@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from forking import Programs
 
 from console import main
 from console.servers import Postgres, Redis, free_port
@@ -31,15 +32,12 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def outbox(database_url: str, tmp_path: Path) -> Run:
+def outbox(database_url: str, programs: Programs) -> Run:
     """Runs `outbox` against this test's database; Redis is away unless said otherwise."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         given = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **variables}
-        return subprocess.run(
-            [sys.executable, "-m", "console.main", *arguments],
-            capture_output=True, text=True, check=False, timeout=60, env=environment(**given), stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return programs.run(["-m", "console.main", *arguments], env=environment(**given))
 
     return run
 
@@ -137,22 +135,21 @@ def test_whoever_is_not_let_in_learns_why_and_shows_no_password(
     ids=["relay, no database", "worker, no database", "relay, no Redis", "worker, no Redis"],
 )
 def test_a_role_whose_server_is_away_says_so_waits_and_still_stops(
-    tmp_path: Path, database_url: str, role: list[str], away: dict[str, str]
+    tmp_path: Path, programs: Programs, database_url: str, role: list[str], away: dict[str, str]
 ) -> None:
     (tmp_path / "idle_tasks.py").write_text("from workers import App\napp = App()\n@app.handler('a')\ndef h(): ...\n")
     servers = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **away}
-    with subprocess.Popen(
-        [sys.executable, "-m", "console.main", *role],
-        stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(**servers), stdin=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
+    ours, its = os.pipe()
+    with open(ours) as log:
+        process = programs.start(["-m", "console.main", *role], cwd=tmp_path, env=environment(**servers), stderr=its)
+        os.close(its)
         said = ""
-        for line in process.stderr:
+        for line in log:
             said += line
             if '"level": "warning"' in line:
                 break
         process.terminate()
-        said += process.stderr.read()
+        said += log.read()
         assert process.wait(timeout=30) == 0
     assert "127.0.0.1" in said
     assert "refused" in said
@@ -376,13 +373,13 @@ def test_ids_without_a_dead_letter_are_named(outbox: Run, db: Db) -> None:
     assert outbox("replay", id).returncode == 1
 
 
-def test_on_a_terminal_a_replay_asks_and_shows_its_progress(db: Db, database_url: str) -> None:
+def test_on_a_terminal_a_replay_asks_and_shows_its_progress(programs: Programs, db: Db, database_url: str) -> None:
     die(db, "bill", 3)
     for answer, expected in (("n\n", 0), ("y\n", 3)):
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "console.main", "replay", "--handler", "bill"],
-            stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env=environment(OUTBOX_DATABASE_URL=database_url),
+        process = programs.start(
+            ["-m", "console.main", "replay", "--handler", "bill"],
+            stdin=theirs, stderr=theirs, env=environment(OUTBOX_DATABASE_URL=database_url),
         )  # fmt: skip
         os.close(theirs)
         seen = b""
@@ -391,8 +388,6 @@ def test_on_a_terminal_a_replay_asks_and_shows_its_progress(db: Db, database_url
         os.write(ours, answer.encode())
         shown = read_all(ours)
         assert process.wait(timeout=60) == (0 if expected else 1)
-        assert process.stdout is not None
-        process.stdout.close()
         assert retrying(db) == expected
         assert (b"3/3" in shown) == bool(expected)
 

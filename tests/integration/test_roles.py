@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from forking import Forked, Programs
 from psycopg import sql
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
@@ -107,9 +107,9 @@ def roles(database_url: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Path]]:
+def start(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Path]]:
     """Start one of our programs under a role: `start(role, *arguments)`; its log."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Forked] = []
 
     def begin(role: str, *arguments: str) -> Path:
         environment = os.environ | {
@@ -121,11 +121,10 @@ def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Path]]:
         log = tmp_path / f"{role}.log"
         with log.open("wb") as out:
             started.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "console.main", *arguments],
-                    cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                programs.start(
+                    ["-P", "-m", "console.main", *arguments], cwd=tmp_path, env=environment, stdout=out, stderr=out
                 )
-            )  # fmt: skip
+            )
         return log
 
     yield begin
@@ -186,17 +185,14 @@ def test_writer_relay_and_worker_do_their_whole_work_under_their_own_roles(
 
 
 def test_upkeep_by_a_role_without_tables_thins_ticks_and_says_that_the_rest_is_the_owners(
-    database_url: str, roles: dict[str, str]
+    programs: Programs, database_url: str, roles: dict[str, str]
 ) -> None:
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute("INSERT INTO outbox.tick (id, snapshot) SELECT n, '3:3:' FROM generate_series(1, 50) AS n")
 
         def keep(url: str) -> subprocess.CompletedProcess[str]:
             environment = os.environ | {"OUTBOX_DATABASE_URL": url}
-            return subprocess.run(
-                [sys.executable, "-m", "console.main", "upkeep", "-o", "json"],
-                env=environment, capture_output=True, text=True, check=False,
-            )  # fmt: skip
+            return programs.run(["-m", "console.main", "upkeep", "-o", "json"], env=environment)
 
         result = keep(as_role(database_url, roles["relay"]))
         assert (result.returncode, json.loads(result.stdout)["allowed"]) == (3, False)

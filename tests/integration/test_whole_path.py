@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis
+from forking import Forked, Programs
 
 from console.servers import Redis
 
@@ -82,49 +82,38 @@ with Session(engine) as session:
 class Installation:
     """A folder with an application, and programs that run there with the same settings."""
 
-    def __init__(self, folder: Path, database_url: str, redis_server: Redis) -> None:
+    def __init__(self, programs: Programs, folder: Path, database_url: str, redis_server: Redis) -> None:
+        self._programs = programs
         self.folder = folder
         (folder / "shop_tasks.py").write_text(TASKS)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
         self.environment = {**kept, "OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": redis_server.url}
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Forked] = []
 
     def start(self, *arguments: str, **environment: str) -> None:
         """Start `outbox` with these arguments, for good."""
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             self.running.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "console.main", *arguments],
+                self._programs.start(
+                    ["-m", "console.main", *arguments],
                     cwd=self.folder,
                     env=self.environment | environment,
                     stdout=log,
                     stderr=log,
-                    stdin=subprocess.DEVNULL,
                 )
             )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `outbox` with these arguments to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "console.main", *arguments],
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
+        return self._programs.run(
+            ["-m", "console.main", *arguments], cwd=self.folder, env=self.environment | environment
         )
 
     def add(self, *events: tuple[str, dict[str, Any]], **environment: str) -> None:
         """Add events in one transaction of a process of its own, like a web process."""
-        subprocess.run(
-            [sys.executable, "-c", ADD],
-            input=json.dumps(events),
-            text=True,
-            check=True,
-            cwd=self.folder,
-            env={**self.environment, **environment},
-        )
+        self._programs.run(
+            ["-c", ADD], input=json.dumps(events), cwd=self.folder, env=self.environment | environment
+        ).check_returncode()
 
     def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         """Wait for a state. Fails with the programs' logs when it does not come, or when one has ended."""
@@ -141,8 +130,8 @@ class Installation:
 
 
 @pytest.fixture
-def installation(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Installation]:
-    made = Installation(tmp_path, database_url, redis_server)
+def installation(programs: Programs, tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Installation]:
+    made = Installation(programs, tmp_path, database_url, redis_server)
     yield made
     for each in made.running:
         if each.poll() is None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 import redis
 import typer
+from forking import Programs
 
 from console import listing, main, moments, options
 from console.commands.status import Role, unhealthy
@@ -26,21 +28,20 @@ from outbox.errors import ConfigurationError
 
 COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "events", "dead", "replay", "upkeep"]
 COMMANDS += ["pause", "resume", "cancel"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def run(*arguments: str, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="session")
+def run(programs: Programs) -> Run:
     """`outbox` in a process of its own that has no settings."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
-    start = ["-c", code] if code else ["-m", "console.main"]
-    return subprocess.run(
-        [sys.executable, *start, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**clean, "COLUMNS": "120", **environment},
-        timeout=60,
-    )
+
+    def run(*arguments: str, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+        start = ["-c", code] if code else ["-m", "console.main"]
+        return programs.run([*start, *arguments], env={**clean, "COLUMNS": "120", **environment})
+
+    return run
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -63,7 +64,7 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
     assert f"outbox {command}" in out.partition("Usage")[2].partition("\n")[2]
 
 
-def test_the_version_is_printed() -> None:
+def test_the_version_is_printed(run: Run) -> None:
     assert run("--version").stdout.startswith("outbox 0.")
 
 
@@ -137,7 +138,7 @@ def test_an_output_that_cannot_be_written_is_no_traceback(close: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["relay"], ["worker", "a:b"], ["migrate"], ["replay", "--all"]])
-def test_without_a_database_one_line_says_what_to_set(arguments: list[str], tmp_path: Path) -> None:
+def test_without_a_database_one_line_says_what_to_set(run: Run, arguments: list[str], tmp_path: Path) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
@@ -145,7 +146,7 @@ def test_without_a_database_one_line_says_what_to_set(arguments: list[str], tmp_
     )
 
 
-def test_sql_is_printed_without_a_database() -> None:
+def test_sql_is_printed_without_a_database(run: Run) -> None:
     result = run("migrate", "--sql", "--schema", "billing")
     assert result.returncode == 0
     assert "CREATE TABLE billing.event" in result.stdout
@@ -153,14 +154,16 @@ def test_sql_is_printed_without_a_database() -> None:
     assert 'GRANT INSERT ON outbox.event, outbox.scheduled TO "shop";' in result.stdout
 
 
-def test_without_the_cli_extra_the_advice_is_to_install_it() -> None:
+def test_without_the_cli_extra_the_advice_is_to_install_it(run: Run) -> None:
     code = "import sys; sys.modules['typer'] = None; from console.main import main; main()"
     result = run(code=code)
     assert result.returncode == 1
     assert result.stderr == ("outbox: typer is not installed; this needs: pip install 'transactional-outbox[cli]'\n")
 
 
-def test_a_command_that_needs_another_extra_says_which_and_a_missing_module_of_the_user_is_a_traceback() -> None:
+def test_a_command_that_needs_another_extra_says_which_and_a_missing_module_of_the_user_is_a_traceback(
+    run: Run,
+) -> None:
     start = "import sys; sys.modules[{0!r}] = None; from console.main import main; sys.argv[1:] = {1!r}; main()"
     result = run(code=start.format("pydantic", ["status"]))
     assert result.stderr == "outbox: pydantic is not installed; this needs: pip install 'transactional-outbox[cli]'\n"
@@ -176,10 +179,11 @@ def test_starting_loads_no_relay_worker_redis_or_settings() -> None:
         "print([name for name in ('redis', 'relay', 'workers', 'console.demo', 'psycopg', 'pydantic', 'sqlalchemy')"
         " if name in sys.modules])"
     )
-    assert run(code=code).stdout == "[]\n"
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert bare.stdout == "[]\n"
 
 
-def test_the_working_directory_is_searched_last(tmp_path: Path) -> None:
+def test_the_working_directory_is_searched_last(run: Run, tmp_path: Path) -> None:
     (tmp_path / "workers.py").write_text("raise RuntimeError('hidden')")
     code = (
         f"import os; os.chdir({str(tmp_path)!r});"
@@ -221,7 +225,7 @@ def test_wrong_settings_are_refused_without_their_values() -> None:
     ],
 )
 def test_handlers_write_to_the_schema_that_the_worker_serves(
-    tmp_path: Path, flag: str | None, variable: str | None, file: str | None, expected: str
+    run: Run, tmp_path: Path, flag: str | None, variable: str | None, file: str | None, expected: str
 ) -> None:
     (tmp_path / ".env").write_text(f"OUTBOX_SCHEMA={file}\n" if file else "")
     code = (
@@ -275,7 +279,7 @@ def test_a_pipe_gets_whole_rows_without_colours(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["replay", "--help"], ["sing"], ["status"]], ids=" ".join)
-def test_what_is_no_terminal_gets_no_escape_codes(arguments: list[str]) -> None:
+def test_what_is_no_terminal_gets_no_escape_codes(run: Run, arguments: list[str]) -> None:
     result = run(*arguments, TERM="xterm-256color", COLORTERM="truecolor")
     assert "\x1b" not in result.stdout + result.stderr
 

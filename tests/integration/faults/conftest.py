@@ -9,7 +9,6 @@ import os
 import random
 import secrets
 import shutil
-import sys
 import time
 import uuid
 from collections import Counter
@@ -20,8 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from forking import Programs
 
-from console.servers import Server
 from outbox.names import stream_key
 from outbox.settings import Settings
 
@@ -36,32 +35,41 @@ SELECT count(*) FROM outbox.event AS e JOIN outbox.handler AS h ON h.event_name 
 """How many events some handler has not done yet."""
 
 
-class Program(Server):
-    """One of our own programs, run by this interpreter in the folder of these tests."""
+class Program:
+    """One of our own programs, in the folder of these tests."""
 
-    directory = HERE
+    def __init__(self, programs: Programs, log: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        self.name = log.stem
+        self.log = log
+        with log.open("ab") as out:
+            self.process = programs.start(["-P", *arguments], env=environment, cwd=HERE, stdout=out, stderr=out)
+        self._killed = False
 
-    def __init__(self, folder: Path, name: str, arguments: list[str], environment: dict[str, str]) -> None:
-        super().__init__(folder)
-        self.name = name
-        self.arguments = arguments
-        self.environment = environment
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-P", *self.arguments]
-
-    def answers(self) -> bool:
-        return True
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process.poll() is None
+
+    @property
+    def fallen(self) -> bool:
+        """It ended by itself."""
+        return not self._killed and not self.running
+
+    def kill(self) -> None:
+        """SIGKILL; doing that twice is fine."""
+        self._killed = True
+        self.process.kill()
+        self.process.wait()
 
 
 class Cast:
     """The programs of one test, and PostgreSQL and Redis as a bystander sees them."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, programs: Programs, settings: Settings, folder: Path) -> None:
+        self._interpreter = programs
         self.settings = settings
         self.folder = folder
         self.effects = folder / "effects"
@@ -88,8 +96,7 @@ class Cast:
 
     def _start(self, name: str, arguments: list[str]) -> Program:
         number = 1 + sum(program.name.startswith(name) for program in self.programs)
-        program = Program(self.folder, f"{name}-{number}", arguments, self.environment)
-        program.launch()
+        program = Program(self._interpreter, self.folder / f"{name}-{number}.log", arguments, self.environment)
         self.programs.append(program)
         return program
 
@@ -102,7 +109,7 @@ class Cast:
         """Wait until the condition holds and return its value. None of the programs may end by itself meanwhile."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
-            fallen = [p.name for p in self.programs if p.process is not None and p.process.poll() is not None]
+            fallen = [program.name for program in self.programs if program.fallen]
             assert not fallen, f"{fallen} ended while waiting for {what}\n{self.logs()}"
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}\n{self.report()}\n{self.logs()}"
             time.sleep(0.01)
@@ -230,10 +237,10 @@ def chance(seed: int) -> random.Random:
 
 
 @pytest.fixture
-def cast(settings: Settings, scratch: Path) -> Iterator[Cast]:
+def cast(programs: Programs, settings: Settings, scratch: Path) -> Iterator[Cast]:
     folder = scratch / f"cast-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
-    cast = Cast(settings, folder)
+    cast = Cast(programs, settings, folder)
     yield cast
     cast.close()
     shutil.rmtree(folder, ignore_errors=True)

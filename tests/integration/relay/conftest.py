@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 import redis as redis_client
+from forking import Programs
 
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
@@ -178,7 +177,9 @@ class Box:
 class Process:
     """`outbox relay` as a process of its own, with its log."""
 
-    def __init__(self, log: Path, settings: Settings, *, level: str = "debug", failpoints: str = "") -> None:
+    def __init__(
+        self, programs: Programs, log: Path, settings: Settings, *, level: str = "debug", failpoints: str = ""
+    ) -> None:
         self.log = log
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
@@ -189,9 +190,9 @@ class Process:
             "OUTBOX_FAILPOINTS": failpoints,
         }
         with log.open("ab") as out:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "console.main", "relay", "--log-level", level, "--log-format", "logfmt"],
-                env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            self.popen = programs.start(
+                ["-m", "console.main", "relay", "--log-level", level, "--log-format", "logfmt"],
+                env=environment, stdout=out, stderr=out,
             )  # fmt: skip
 
     def output(self) -> str:
@@ -295,12 +296,12 @@ def relay(run_relay: Callable[..., Thread], box: Box) -> Iterator[Thread]:
 
 
 @pytest.fixture
-def start_relay(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
+def start_relay(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
     """Start relay processes: `start_relay(settings)`."""
     started: list[Process] = []
 
     def start(of: Settings = settings, **options: Any) -> Process:
-        process = Process(tmp_path / f"relay-{len(started)}.log", of, **options)
+        process = Process(programs, tmp_path / f"relay-{len(started)}.log", of, **options)
         started.append(process)
         return process
 

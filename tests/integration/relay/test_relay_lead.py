@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from forking import Programs
 
 from outbox import migrations
 from outbox.errors import PrefixTakenError, SchemaError
@@ -223,16 +222,14 @@ def test_no_password_of_redis_is_in_any_line(box: Any, settings: Settings, start
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_showing_it(
-    tmp_path: Any, urls: dict[str, str], settings: Settings
+    programs: Programs, urls: dict[str, str], settings: Settings
 ) -> None:
     environment = {
         "OUTBOX_DATABASE_URL": settings.libpq_url(),
         "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
         "PATH": os.environ["PATH"],
     } | {f"OUTBOX_{name.upper()}": url for name, url in urls.items()}
-    found = subprocess.run(
-        [sys.executable, "-m", "console.main", "relay"], env=environment, capture_output=True, text=True, timeout=60
-    )
+    found = programs.run(["-m", "console.main", "relay"], env=environment)
     assert found.returncode == 1
     assert "percent-encoded" in found.stderr
     assert "s3cr" not in found.stderr + found.stdout

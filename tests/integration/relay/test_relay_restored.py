@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from forking import Programs
 from pydantic import SecretStr
 
 from console.servers import Postgres
@@ -208,7 +208,7 @@ def test_events_added_before_the_rebase_under_numbers_that_were_given_out_alread
 
 
 def test_a_relay_that_may_not_change_events_says_who_can_and_upkeep_by_the_owner_does_it(
-    box: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+    programs: Programs, box: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
 ) -> None:
     role = f"relay_{uuid.uuid4().hex[:8]}"
     box.sql.execute(f"CREATE ROLE {role} LOGIN".encode())
@@ -221,11 +221,10 @@ def test_a_relay_that_may_not_change_events_says_who_can_and_upkeep_by_the_owner
         limited = box.settings.model_copy(update={"database_url": SecretStr(url)})
         with pytest.raises(ConfigurationError, match="`outbox upkeep`"), run_relay(limited) as relay:
             wait_for(lambda: relay.error, "its end")
-        result = subprocess.run(
-            [sys.executable, "-m", "console.main", "upkeep", "-o", "json"],
+        result = programs.run(
+            ["-m", "console.main", "upkeep", "-o", "json"],
             env=os.environ | {"OUTBOX_DATABASE_URL": box.settings.libpq_url()},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        )
         assert json.loads(result.stdout)["rebased"] == 0
         with run_relay(limited):
             box.register("send", event="paid")

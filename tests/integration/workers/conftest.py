@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis as redis_client
+from forking import Programs
 
 from outbox.entry import to_microseconds
 from outbox.names import stream_key
@@ -163,7 +162,9 @@ asyncio.run(main())
 class Process:
     """A real worker process running a module of this test's own, with the default lease or a shorter one."""
 
-    def __init__(self, folder: Path, settings: Settings, arguments: list[str], lease: float | None = None) -> None:
+    def __init__(
+        self, programs: Programs, folder: Path, settings: Settings, arguments: list[str], lease: float | None = None
+    ) -> None:
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": settings.libpq_url(),
             "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
@@ -171,15 +172,12 @@ class Process:
         }
         self.log = folder / f"worker-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers", "tasks:app", *arguments]
-                if lease is None
-                else [sys.executable, "-c", IMPATIENT, str(lease)],
+            self.popen = programs.start(
+                ["-P", "-m", "workers", "tasks:app", *arguments] if lease is None else ["-c", IMPATIENT, str(lease)],
                 cwd=folder,
                 env=environment | {"PYTHONPATH": str(ROOT)},
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
             )
 
     def signal(self, number: signal.Signals) -> None:
@@ -201,13 +199,13 @@ class Process:
 
 
 @pytest.fixture
-def start(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
+def start(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
     """Start worker processes: `start(source_of_tasks, *arguments)` or `start(source_of_tasks, lease=seconds)`."""
     started: list[Process] = []
 
     def begin(source: str, *arguments: str, lease: float | None = None) -> Process:
         (tmp_path / "tasks.py").write_text(source)
-        process = Process(tmp_path, settings, list(arguments), lease)
+        process = Process(programs, tmp_path, settings, list(arguments), lease)
         started.append(process)
         return process
 

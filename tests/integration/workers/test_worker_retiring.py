@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked, Programs
 
 from outbox.settings import Settings
 
@@ -42,15 +41,15 @@ def transactional(n: int, session: Session) -> None:
 
 
 @pytest.fixture
-def command(tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Any]]:
+def command(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Any]]:
     """Start `outbox worker tasks:app` with further arguments; its log is `worker.log`."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Forked] = []
 
-    def begin(*arguments: str) -> subprocess.Popen[bytes]:
+    def begin(*arguments: str) -> Forked:
         (tmp_path / "tasks.py").write_text(TASKS)
         with (tmp_path / "worker.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "console.main", "worker", "tasks:app", *arguments],
+            process = programs.start(
+                ["-P", "-m", "console.main", "worker", "tasks:app", *arguments],
                 cwd=tmp_path,
                 env=os.environ
                 | {
