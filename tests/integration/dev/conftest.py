@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from forking import Forked, Programs
+
+from console.servers import Postgres
 
 APP = """
+import os
 from workers import App, Context
 
 app = App()
@@ -26,7 +29,14 @@ app = App()
 
 @app.handler("hello")
 async def greet(name: str, context: Context) -> None:
+    if name == "Nobody":
+        raise LookupError(f"no such name: {name}")
     print(f"hello {name}, attempt {context.attempt}")
+
+
+@app.handler("die")
+async def die() -> None:
+    os.kill(os.getpid(), 9)
 """
 
 SLOW = """
@@ -52,10 +62,11 @@ class Desk:
     APP = APP
     SLOW = SLOW
 
-    def __init__(self, folder: Path, mark: Any) -> None:
+    def __init__(self, programs: Programs, folder: Path, mark: Any) -> None:
+        self.programs = programs
         self.folder = folder
         self.mark = mark
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[Forked] = []
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "PG"))}
         self.environment = inherited | mark.variables | {"COLUMNS": "200", "TERM": "xterm"}
         self.environment.pop("NO_COLOR", None)
@@ -64,7 +75,7 @@ class Desk:
 
     def at(self, folder: Path) -> Desk:
         """Another folder of the same developer."""
-        return Desk(folder, self.mark)
+        return Desk(self.programs, folder, self.mark)
 
     @staticmethod
     def eventually(reached: Callable[[], Any], what: Callable[[], str] = lambda: "", seconds: float = 40) -> None:
@@ -77,28 +88,29 @@ class Desk:
     def write(self, text: str, name: str = "tasks.py") -> None:
         (self.folder / name).write_text(text)
 
-    def dev(self, *arguments: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    def furnish(self, cluster: Path) -> None:
+        """Put a copy of a cluster where an earlier run's would be: that saves its initdb, of many times the cost."""
+        there = self.folder / ".outbox/postgres"
+        there.mkdir(parents=True)
+        subprocess.run(["cp", "-a", cluster, there / "data"], check=True)
+
+    def dev(self, *arguments: str, stdin: int | None = None, stderr: int | None = None) -> Forked:
         """Start `outbox dev`; what the one before it said is gone."""
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "console.main", "dev", "tasks:app", *arguments],
+            process = self.programs.start(
+                ["-m", "console.main", "dev", "tasks:app", *arguments],
                 cwd=self.folder,
                 env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdin=stdin,
+                stdout=out if stdin is None else stdin,
                 stderr=err if stderr is None else stderr,
-                start_new_session=True,
             )
         self.started.append(process)
         return process
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`outbox dev` that is expected to refuse."""
-        return subprocess.run(
-            [sys.executable, "-m", "console.main", "dev", *arguments],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=60,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return self.programs.run(["-m", "console.main", "dev", *arguments], cwd=self.folder, env=self.environment)
 
     @property
     def log(self) -> str:
@@ -108,8 +120,8 @@ class Desk:
         """Wait until the log has this text so often."""
         self.eventually(lambda: self.log.count(text) >= times, lambda: f"not said {times}×: {text}\n{self.log}")
 
-    def up(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        process = self.dev(*arguments, **options)
+    def up(self, *arguments: str) -> Forked:
+        process = self.dev(*arguments)
         self.says("worker.started")
         self.says("relay.leading")
         return process
@@ -129,8 +141,8 @@ class Desk:
             f"""INSERT INTO outbox.event (name, payload) VALUES ('hello', '{{"name": "{name}"}}') RETURNING seq"""
         )
 
-    def outcomes(self) -> list[tuple[Any, ...]]:
-        return self.rows("SELECT state, attempts FROM outbox.delivery")
+    def states(self) -> list[str]:
+        return [row[0] for row in self.rows("SELECT state FROM outbox.delivery")]
 
     def running(self) -> list[str]:
         """Processes that are still there: marked ones, and those that write over their environment but work here."""
@@ -144,16 +156,26 @@ class Desk:
     def assert_gone(self) -> None:
         self.eventually(lambda: not self.running(), lambda: str(self.running()), seconds=20)
 
-    def stop(self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGINT) -> int:
+    def stop(self, process: Forked, number: signal.Signals = signal.SIGINT) -> int:
         process.send_signal(number)
         return process.wait(timeout=30)
 
 
+@pytest.fixture(scope="session")
+def cluster(scratch: Path) -> Path:
+    """A cluster that was made and never started."""
+    made = Postgres(scratch / "cluster")
+    made.folder.mkdir()
+    made.prepare()
+    return made.data
+
+
 @pytest.fixture
-def desk(scratch: Path, mark: Any) -> Iterator[Desk]:
+def bare(programs: Programs, scratch: Path, mark: Any) -> Iterator[Desk]:
+    """A folder in which `outbox dev` never ran."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     folder.chmod(0o755)
-    made = Desk(folder, mark)
+    made = Desk(programs, folder, mark)
     yield made
     for process in made.started:
         if process.poll() is None:
@@ -164,3 +186,10 @@ def desk(scratch: Path, mark: Any) -> Iterator[Desk]:
         process.wait()
     made.assert_gone()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def desk(bare: Desk, cluster: Path) -> Desk:
+    """A folder where the database was made before: tests whose subject is something else start sooner."""
+    bare.furnish(cluster)
+    return bare

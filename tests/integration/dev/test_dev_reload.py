@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from typing import Any
 
 import pytest
 
 
 @pytest.mark.slow
-def test_a_changed_file_changes_what_the_handler_does(desk: Any) -> None:
+def test_a_changed_file_changes_what_the_handler_does_and_what_keeps_the_worker_from_running_is_survived(
+    desk: Any,
+) -> None:
     desk.up()
     desk.add("Ada")
     desk.says("hello Ada")
@@ -27,21 +31,28 @@ def test_a_changed_file_changes_what_the_handler_does(desk: Any) -> None:
     desk.says("worker.started", times=started + 1)
     desk.add("Joan")
     desk.says("good eve Joan, attempt 1")
-
-
-def test_a_syntax_error_is_shown_and_its_repair_taken_up(desk: Any) -> None:
-    desk.up()
+    # A syntax error is shown, and its repair taken up.
     desk.write(desk.APP.replace("async def", "async dof"))
     desk.says("SyntaxError")
     desk.says("it is started again when a file changes")
-    desk.add("Ada")
+    desk.add("Edith")
+    started = desk.log.count("worker.started")
     desk.write(desk.APP)
-    desk.says("hello Ada, attempt 1")
+    desk.says("hello Edith, attempt 1")
+    # A worker that is killed is started again.
+    desk.says("worker.started", times=started + 1)
+    started = desk.log.count("worker.started")
+    desk.rows("INSERT INTO outbox.event (name, payload) VALUES ('die', '{}') RETURNING seq")
+    desk.says("the worker was ended by SIGKILL")
+    desk.says("worker.started", times=started + 1)
 
 
-def test_what_runs_is_finished_before_the_worker_starts_again(desk: Any) -> None:
+@pytest.mark.slow
+def test_what_runs_is_finished_or_handed_back_before_a_restart_and_a_second_signal_ends_all_at_once(
+    desk: Any,
+) -> None:
     desk.write(desk.SLOW)
-    desk.up()
+    process = desk.up()
     desk.add("Ada")
     desk.says("begins Ada")
     desk.write(desk.SLOW + "\n# changed\n")
@@ -50,20 +61,28 @@ def test_what_runs_is_finished_before_the_worker_starts_again(desk: Any) -> None
     desk.says("ends Ada, attempt 1")
     desk.says("worker.started", times=2)
     assert desk.log.count("begins Ada") == 1
-
-
-@pytest.mark.slow
-def test_what_does_not_end_is_handed_back_and_costs_no_attempt(desk: Any) -> None:
-    desk.write(desk.SLOW)
-    desk.up()
-    desk.add("Ada")
+    # What does not end:
+    (desk.folder / "go").unlink()
+    desk.add("Grace")
     for times in (1, 2):
-        desk.says("begins Ada, attempt 1", times=times)
+        desk.says("begins Grace, attempt 1", times=times)
         desk.write(desk.SLOW + f"\n# changed {times}\n")
-    desk.says("begins Ada, attempt 1", times=3)
+    desk.says("begins Grace, attempt 1", times=3)
     desk.write("", "go")
-    desk.says("ends Ada, attempt 1")
-    desk.eventually(lambda: desk.rows("SELECT state FROM outbox.delivery") == [("done",)])
+    desk.says("ends Grace, attempt 1")
+    desk.eventually(lambda: desk.states() == ["done", "done"])
+    # The end:
+    (desk.folder / "go").unlink()
+    stopped = desk.log.count("worker.stopped")
+    desk.add("Joan")
+    desk.says("begins Joan")
+    process.send_signal(signal.SIGINT)
+    desk.says("stopping")
+    began = time.monotonic()
+    assert desk.stop(process) == 0
+    assert time.monotonic() - began < 4
+    assert desk.running() == []
+    assert desk.log.count("worker.stopped") == stopped
 
 
 @pytest.mark.slow
@@ -77,23 +96,3 @@ def test_without_reload_nothing_starts_again_and_a_worker_that_cannot_start_ends
     process = desk.dev("--no-reload")
     assert process.wait(timeout=60) == 1, desk.log
     assert "tasks has no workers.App named 'app'" in desk.log
-
-
-def test_a_worker_that_is_killed_is_started_again(desk: Any) -> None:
-    desk.write(
-        desk.APP + "\n\n@app.handler('die')\nasync def die() -> None:\n    import os\n    os.kill(os.getpid(), 9)\n"
-    )
-    desk.up()
-    desk.rows("INSERT INTO outbox.event (name, payload) VALUES ('die', '{}') RETURNING seq")
-    desk.says("the worker was ended by SIGKILL")
-    desk.says("worker.started", times=2)
-
-
-def test_only_the_folder_that_is_named_is_watched(desk: Any) -> None:
-    (desk.folder / "src").mkdir()
-    desk.up("--reload-dir", "src")
-    desk.write(desk.APP.replace("hello {", "bye {"))
-    desk.write("", "src/other.py")
-    desk.says("src/other.py changed")
-    desk.says("worker.started", times=2)
-    assert "tasks.py changed" not in desk.log
