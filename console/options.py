@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _PLACE = "Where"
 _LOGS = "Logs"
+_PORT = "Metrics and health"
 
 DatabaseUrl = Annotated[
     str | None,
@@ -37,6 +38,21 @@ LogFormat = Annotated[
     str | None,
     typer.Option("--log-format", metavar="FORMAT", help="auto, console, logfmt or json.", rich_help_panel=_LOGS),
 ]
+
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port", metavar="PORT", min=0, max=65535, rich_help_panel=_PORT,
+        help="Serve /metrics, /livez and /readyz there; 0 for a free port [OUTBOX_METRICS_PORT].",
+    ),
+]  # fmt: skip
+MetricsHost = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-host", metavar="ADDRESS", rich_help_panel=_PORT,
+        help="Where that listens, 127.0.0.1 unless said otherwise [OUTBOX_METRICS_HOST].",
+    ),
+]  # fmt: skip
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]

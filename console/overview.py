@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from console.listing import cell, place, span
 
 if TYPE_CHECKING:
-    from console.streams import Stream
     from outbox.admin import HandlerStatus, Hold, Leader, Status
+    from outbox.admin.streams import Stream
     from outbox.settings import Settings
 
 Heading = tuple[str, ...]
@@ -41,8 +41,8 @@ def look(settings: Settings) -> Overview:
     """Read both sides. Raises what `outbox.admin.status` raises; without Redis it is the database's side alone."""
     import redis
 
-    from console.streams import opened, streams
     from outbox import admin
+    from outbox.admin.streams import opened, streams
 
     status, holds = admin.status(settings), admin.holds(settings)
     try:

@@ -19,8 +19,8 @@ def look(settings: Settings, story: Story) -> tuple[list[Place] | None, str | No
     """Where Redis has the event's entry, or why Redis cannot say."""
     import redis
 
-    from console.streams import opened
     from console.whereabouts import places
+    from outbox.admin.streams import opened
 
     try:
         with opened(settings) as client:

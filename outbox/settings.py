@@ -43,6 +43,16 @@ class Settings(BaseSettings):
     log_format: str = "auto"
     """`auto` (colours on a terminal, else json), `console`, `logfmt` or `json`."""
 
+    metrics_port: int | None = Field(None, ge=0, le=65_535)
+    """Where relay and worker serve `/metrics`, `/livez` and `/readyz`; 0 is a free port, nothing is off."""
+    metrics_host: str = "127.0.0.1"
+    """Address that is listened on; `0.0.0.0` in a container."""
+
+    @field_validator("metrics_port", mode="before")
+    @classmethod
+    def _metrics_port(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("schema_name")
     @classmethod
     def _schema(cls, value: str) -> str:

@@ -21,6 +21,7 @@ from relay.append import Append, Appender
 from relay.bounds import Contents
 from relay.feed import MainFeed
 from relay.handlers import Handler, Handlers
+from relay.measures import Measures
 from relay.patience import Patience
 from relay.window import FEWEST, next_most, window
 
@@ -94,6 +95,7 @@ class Feed:
             reach("feed.appended")
             rows += chunk.rows
             self.published += chunk.rows
+            self._feeds.measures.fed[self.handler.name] += chunk.rows
             self._held.add(chunk.last, entries=chunk.rows, size=chunk.size)
             self._moved(chunk.last)
             self._report(chunk)
@@ -221,6 +223,7 @@ class CatchUp:
         appender: Appender,
         patience: Patience,
         main: MainFeed,
+        measures: Measures,
     ) -> None:
         self.connection = connection
         self.client = client
@@ -230,6 +233,7 @@ class CatchUp:
         self.appender = appender
         self.patience = patience
         self.main = main
+        self.measures = measures
         self._feeds: dict[str, Feed] = {}
         self._waited = 0.0
 

@@ -18,6 +18,7 @@ from relay import bounds, progress, scripts, tick
 from relay.append import Append, Appender, Lost
 from relay.bounds import Contents
 from relay.handlers import Handler, Handlers
+from relay.measures import Measures
 from relay.patience import Patience
 from relay.tick import Tick
 from relay.wire import Entries
@@ -55,6 +56,7 @@ class MainFeed:
         appender: Appender,
         patience: Patience,
         go_on: Callable[[], None],
+        measures: Measures,
     ) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
@@ -66,6 +68,7 @@ class MainFeed:
         self._appender = appender
         self._patience = patience
         self._go_on = go_on
+        self._measures = measures
         self._floor = 0
         self._touched: set[str] = set()
         self._streams: dict[str, Position] = {}
@@ -157,7 +160,7 @@ class MainFeed:
         self.tick = each
         self.position = Position(each.id, max(after, 0))
         count = noted = 0
-        marked = time.monotonic()
+        began = marked = time.monotonic()
         sent: deque[tick.Chunk] = deque()
         in_flight = 0
         for chunk in chunks:
@@ -179,6 +182,7 @@ class MainFeed:
         self.position = Position(each.id, END)
         self._bookmark(count - noted)
         if count:
+            self._measures.batch(count, time.monotonic() - began)
             log.debug("relay.published", tick=each.id, events=count)
         return count
 
@@ -203,6 +207,7 @@ class MainFeed:
         self._touched.add(event_name)
         if event_name not in self._handlers.attached_names:
             return
+        self._measures.published[event_name] += len(entries)
         held = self._contents.setdefault(event_name, Contents(bounds.MAIN))
         held.add(Position.parse(entries.final), entries=len(entries), size=entries.size)
         if held.full:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 import psycopg
@@ -18,6 +19,7 @@ import tenacity
 from outbox.address import parse
 from outbox.database import redacted
 from outbox.errors import LeadershipLostError
+from outbox.health import Pulse
 from outbox.redis import connect
 from outbox.settings import Settings
 from relay import eviction, lead, pacing, prefix, rebase
@@ -26,6 +28,7 @@ from relay.catch_up import CatchUp
 from relay.feed import MainFeed
 from relay.handlers import Handlers
 from relay.hold import held
+from relay.measures import Measures
 from relay.pacing import Pace
 from relay.patience import Patience, Stopping
 from relay.sweep import Sweep
@@ -55,6 +58,14 @@ class Relay:
         self._doorbell = Doorbell()
         self._stopping = False
         self._leader = f"{socket.gethostname()}:{os.getpid()}"
+        self.measures = Measures()
+        self.pulse = Pulse()
+        """Shows that its loop turns."""
+
+    @property
+    def wakeups(self) -> Mapping[str, int]:
+        """How often the leader's rest was ended, by what ended it."""
+        return self._doorbell.wakeups
 
     def stop(self) -> None:
         """Ask `run` to return soon. Safe in a signal handler, from any thread, and more than once."""
@@ -88,6 +99,7 @@ class Relay:
             log.info("relay.stopped")
 
     def _wait(self, seconds: float) -> None:
+        self.pulse.beat()
         self._doorbell.wait(seconds)
 
     def _report(self, state: tenacity.RetryCallState) -> None:
@@ -102,9 +114,10 @@ class Relay:
                 if not standing_by:
                     log.info("relay.standby")
                     standing_by = True
-                self._doorbell.wait(lead.RETRY_AFTER)
+                self._wait(lead.RETRY_AFTER)
                 if self._stopping:
                     return
+            self.measures.leading = True
             try:
                 self._lead(connection)
             except Stopping:
@@ -113,15 +126,18 @@ class Relay:
                 # Having led, it starts over without the delay that failures to connect add up to.
                 log.warning("relay.lead_lost", error=f"{type(error).__name__}: {error}")
                 self._doorbell.wait(0.1)
+            finally:
+                self.measures.leading = self.measures.listening = False
 
     def _lead(self, connection: psycopg.Connection) -> None:
         log.info("relay.leading", leader=self._leader)
-        connection.add_notify_handler(lambda _: self._doorbell.ring())
+        connection.add_notify_handler(lambda _: self._doorbell.notified())
 
         def check_lead() -> None:
             lead.check(connection, self._schema)
 
         def go_on() -> None:
+            self.pulse.beat()
             if self._stopping:
                 raise Stopping
 
@@ -139,6 +155,7 @@ class Relay:
         patience.insist(lambda: prefix.claim(client, self._settings.prefix, owner))
         patience.insist(lambda: eviction.warn(client))
         if restored is not None:
+            self.pulse.rest()
             rebase.perform(connection, self._schema, restored)
         lead.announce(connection, self._schema, self._leader)
         handlers = Handlers(connection, self._schema)
@@ -153,6 +170,7 @@ class Relay:
             appender=appender,
             patience=patience,
             go_on=go_on,
+            measures=self.measures,
         )
         catch_up = CatchUp(
             connection,
@@ -163,6 +181,7 @@ class Relay:
             appender=appender,
             patience=patience,
             main=main,
+            measures=self.measures,
         )
         sweep = Sweep(
             lambda: lead.connect(self._url, self._schema, role="sweep"),
@@ -180,6 +199,7 @@ class Relay:
             keep=self._settings.retention,
         )
         sleep = Sleep(connection, self._schema)
+        self.measures.listening = True
         try:
             upkeep.start()
             self._rest(connection)
@@ -206,6 +226,7 @@ class Relay:
         pace = Pace(at=time.monotonic())
         refreshed = renewed = 0.0
         while not self._stopping:
+            self.pulse.beat()
             sleep.forget_ended()
             began = time.monotonic()
             events = main.advance()
@@ -295,5 +316,11 @@ def run(settings: Settings) -> int:
     gc.freeze()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    service.run()
+    if settings.metrics_port is None:
+        service.run()
+    else:
+        from relay import monitoring
+
+        with monitoring.serve(service, settings, settings.metrics_port):
+            service.run()
     return 0

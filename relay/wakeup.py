@@ -10,12 +10,15 @@ import contextlib
 import os
 import select
 import time
+from collections import Counter
 
 import psycopg
 from psycopg import sql
 
 from outbox.names import channel
 from relay import pacing
+
+NOTIFIED = b"n"
 
 AWAKE = 1
 """A moment long past: the flag's value while the relay polls."""
@@ -28,24 +31,36 @@ class Doorbell:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        self.wakeups = Counter(notify=0, timer=0, internal=0)
+        """What ended the leader's rests: a writer's NOTIFY, the time, or somebody in this process."""
 
     def ring(self) -> None:
         """Wake whoever waits. Safe in a signal handler and from any thread."""
+        self._write(b"!")
+
+    def notified(self) -> None:
+        """Wake whoever waits: a NOTIFY came with the answer to something else."""
+        self._write(NOTIFIED)
+
+    def _write(self, sign: bytes) -> None:
         # Full: it rings already. Closed: nobody waits.
         with contextlib.suppress(OSError):
-            os.write(self._writer, b"!")
+            os.write(self._writer, sign)
 
     def wait(self, seconds: float, connection: psycopg.Connection | None = None) -> bool:
         """Wait for a ring, or for the server to send something. True if either came within `seconds`."""
         sources = [self._reader] if connection is None else [self._reader, connection.fileno()]
         ready, _, _ = select.select(sources, [], [], max(0.0, seconds))
+        source = "internal" if ready else "timer"
         if self._reader in ready:
             with contextlib.suppress(BlockingIOError):
-                os.read(self._reader, 4096)
+                source = "notify" if NOTIFIED in os.read(self._reader, 4096) else source
         if connection is not None and connection.fileno() in ready:
             connection.pgconn.consume_input()
             while connection.pgconn.notifies():
-                pass
+                source = "notify"
+        if connection is not None:
+            self.wakeups[source] += 1
         return bool(ready)
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ def relay(
     prefix: options.Prefix = None,
     log_level: options.LogLevel = None,
     log_format: options.LogFormat = None,
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = None,
 ) -> None:
     """Publish committed events to Redis streams, until SIGTERM or Ctrl-C.
 
@@ -33,6 +35,8 @@ def relay(
         prefix=prefix,
         log_level=log_level,
         log_format=log_format,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
     )
     settings.libpq_url(direct=True)
     telemetry.configure(settings.log_level, settings.log_format)

@@ -36,6 +36,8 @@ def worker(
     prefix: options.Prefix = None,
     log_level: options.LogLevel = None,
     log_format: options.LogFormat = None,
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = None,
 ) -> None:
     """Run an application's handlers, until SIGTERM or Ctrl-C.
 
@@ -53,6 +55,8 @@ def worker(
         prefix=prefix,
         log_level=log_level,
         log_format=log_format,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
     )
     settings.libpq_url()
     # Not before: the settings decide to which schema `outbox`, once imported, writes.

@@ -10,8 +10,8 @@ import redis
 from redis.crc import key_slot
 
 from console.servers import Redis
-from console.streams import streams
 from outbox.admin import status
+from outbox.admin.streams import streams
 from outbox.names import stream_key
 
 ROUND = 100
