@@ -273,7 +273,7 @@ class Relay:
             return
         log.warning("relay.paused", advice="`outbox status` says who did and why, `outbox resume relay` ends it")
         while held(connection, self._schema):
-            self._doorbell.wait(REFRESH_EVERY)
+            self._wait(REFRESH_EVERY)
             if self._stopping:
                 raise Stopping
         log.info("relay.resumed")

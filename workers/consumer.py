@@ -253,6 +253,7 @@ class Consumer:
             self._log.error("event.expired", handler=lane.name, event_id=job.event_id, error=expiry.ERROR)
         await self._database.fetch("expired", expiry.parameters(expired, lane.name))
         for job in expired:
+            self._recorder.buried(job)
             self._recorder.add(job, None)
 
     async def _seen(self, lane: Lane, jobs: list[Job]) -> tuple[set[str], int]:

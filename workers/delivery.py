@@ -11,6 +11,7 @@ from workers.database import Database, array
 from workers.job import Job
 from workers.lane import Source
 from workers.link import Servers, Unreachable, by_server
+from workers.measures import Measures
 from workers.once import Mark
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.patience import until_back
@@ -24,10 +25,11 @@ class Recorder:
     Recording and acknowledging go on side by side: while Redis is away outcomes still reach PostgreSQL.
     """
 
-    def __init__(self, database: Database, servers: Servers, log: Any) -> None:
+    def __init__(self, database: Database, servers: Servers, log: Any, measures: Measures | None = None) -> None:
         self._database = database
         self._servers = servers
         self._log = log
+        self._measures = measures
         self._pending: list[tuple[Job, Outcome | None]] = []
         self._recorded: list[Job] = []
         self._open = 0
@@ -62,6 +64,8 @@ class Recorder:
                 self._to_record.clear()
             async with self.between_batches:
                 await self._record(batch)
+            if self._measures is not None:
+                self._measures.recorded(batch)
             self.recorded += len(batch)
             self.wrote.set()
             jobs = [job for job, _ in batch]
@@ -124,6 +128,12 @@ class Recorder:
         """Make a delivery dead, with its dead letter."""
         name, params = dead_letter(job, error, traceback, cost=cost)
         await self._database.fetch(name, params)
+        self.buried(job)
+
+    def buried(self, job: Job) -> None:
+        """This delivery was made dead."""
+        if self._measures is not None:
+            self._measures.buried(job)
 
     async def acknowledge_entries(self, entries: dict[Source, list[bytes]]) -> None:
         """XACK, however long Redis is away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from random import randrange
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -26,7 +27,11 @@ from outbox.schema import SCHEMA
 from outbox.settings import Settings
 from workers.app import App
 from workers.backoff import Backoff
+from workers.measures import Measures
 from workers.worker import DEFAULT_CONCURRENCY, Worker
+
+if TYPE_CHECKING:
+    from workers.reports import Reports
 
 GRACE = 30.0
 DEADLINE = 8.0
@@ -37,6 +42,9 @@ LEFTOVERS = 2.0
 
 SUPERVISED = "OUTBOX_SUPERVISED"
 """Set for children: they stop when their standard input ends, because then their supervisor is gone."""
+
+REPORTS_TO = "OUTBOX_REPORTS_TO"
+"""The descriptor of a child's pipe to a supervisor that serves metrics."""
 
 STEADY = 30.0
 """Seconds a child must have run for its next crash to count as the first one."""
@@ -156,6 +164,8 @@ def serve(
     if max_events is not None:
         # Children that began together would else end together.
         max_events += randrange(max_events // 10 + 1)
+    reports_to = os.environ.pop(REPORTS_TO, None)
+    measures = None if settings.metrics_port is None and reports_to is None else Measures()
     worker = Worker(
         app,
         settings,
@@ -163,10 +173,20 @@ def serve(
         grace=grace,
         max_events=max_events,
         total_concurrency=total_concurrency,
+        measures=measures,
     )
-    # What is loaded by now stays: a collection that looks through all of it stops every handler for 50 ms.
-    gc.freeze()
-    status = _event_loop()(_until_signalled(worker, grace))
+    with contextlib.ExitStack() as stack:
+        if measures is not None:
+            from workers import monitoring, reports
+
+            pages = monitoring.Pages(worker, measures, settings)
+            if reports_to is not None:
+                reports.answer(pages, int(reports_to))
+            if settings.metrics_port is not None:
+                stack.enter_context(pages.serve(settings.metrics_host, settings.metrics_port))
+        # What is loaded by now stays: a collection that looks through all of it stops every handler for 50 ms.
+        gc.freeze()
+        status = _event_loop()(_until_signalled(worker, grace))
     sys.stdout.flush()
     sys.stderr.flush()
     return status
@@ -266,12 +286,29 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._signals = 0
         self._log = structlog.get_logger()
+        self._settings = settings
+        self._reports: Reports | None = None
 
     def run(self) -> int:
-        """Serve until signalled; 0 if every child ended well, else 1."""
+        """Serve until signalled; 0 if every child ended well, else 1.
+
+        Raises `ConfigurationError` for a port that cannot be had.
+        """
+        if self._settings.metrics_port is None:
+            return self._run()
+        from workers import reports
+
+        self._reports = reports.Reports()
+        with self._reports.serve(self._settings.metrics_host, self._settings.metrics_port):
+            return self._run()
+
+    def _run(self) -> int:
         previous = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._children = {number: Child(self._command, self._environment) for number in range(self._processes)}
+            self._children = {
+                number: Child(self._command, self._environment, number, self._reports)
+                for number in range(self._processes)
+            }
             while not self._signals:
                 if not self._tend():
                     break
@@ -298,6 +335,8 @@ class Supervisor:
                 child.crashes = 1 if now - child.started_at > STEADY else child.crashes + 1
                 delay = self._backoff.delay(child.crashes, 0.0)
                 child.restart_at = now + delay
+                if self._reports is not None:
+                    self._reports.crashed(child.number)
                 self._log.error("worker.crashed", pid=child.process.pid, status=status, restart_in=delay)
             elif now >= child.restart_at:
                 child.start()
@@ -337,9 +376,13 @@ class Supervisor:
 class Child:
     """One worker process."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], number: int = 0, reports: Reports | None = None
+    ) -> None:
+        self.number = number
         self._command = command
         self._environment = environment
+        self._reports = reports
         self.crashes = 0
         self.start()
 
@@ -347,9 +390,19 @@ class Child:
         """Start it, again if it ended."""
         self.started_at = time.monotonic()
         self.restart_at: float | None = None
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stdin=subprocess.PIPE, start_new_session=True
-        )
+        with contextlib.ExitStack() as stack:
+            passed: tuple[int, ...] = ()
+            variables: dict[str, str] = {}
+            if self._reports is not None:
+                passed = (stack.enter_context(self._reports.open(self.number)).fileno(),)
+                variables[REPORTS_TO] = str(passed[0])
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._environment | variables,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=passed,
+            )
 
     def status(self) -> int | None:
         """Its exit status, None while it runs."""
@@ -375,6 +428,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "OUTBOX_PREFIX": settings.prefix,
         "OUTBOX_LOG_LEVEL": settings.log_level,
         "OUTBOX_LOG_FORMAT": settings.log_format,
+        # One port cannot be that of several.
+        "OUTBOX_METRICS_PORT": "",
     }
     return {name: value for name, value in found.items() if value is not None}
 

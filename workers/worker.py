@@ -14,6 +14,7 @@ from typing import Any, Self
 import structlog
 
 from outbox.errors import ConfigurationError
+from outbox.health import Pulse
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
 from outbox.settings import Settings
@@ -29,6 +30,7 @@ from workers.handler import Handler
 from workers.lane import Lane, Source
 from workers.lease import Leases
 from workers.lifespan import Lifespan
+from workers.measures import Measures
 from workers.once import Once
 from workers.outcome import Snoozed
 from workers.patience import until_back
@@ -52,7 +54,8 @@ class Worker:
     most 20), unless the handler says otherwise; `total_concurrency` bounds all of them together, and keeps one run for
     each handler. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
     silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`. After `max_events` deliveries
-    `run` ends by itself, and `retired` is true: what runs then comes to its end, what waits is handed back.
+    `run` ends by itself, and `retired` is true: what runs then comes to its end, what waits is handed back. With
+    `measures` it counts there what it does.
 
     >>> async with Worker(app, settings) as worker:
     ...     await worker.run()
@@ -69,6 +72,7 @@ class Worker:
         grace: float = 30.0,
         max_events: int | None = None,
         total_concurrency: int | None = None,
+        measures: Measures | None = None,
     ) -> None:
         if not app.handlers:
             raise ConfigurationError("the app has no handlers")
@@ -87,6 +91,9 @@ class Worker:
         self._heartbeat = heartbeat
         self._grace = grace
         self._max_events = max_events
+        self._measures = measures
+        self.pulse = Pulse()
+        """Shows that the loop turns, when there are measures."""
         self._slots = None if total_concurrency is None else Slots(total_concurrency)
         self.retired = False
         """It ended because it had handled `max_events`."""
@@ -123,6 +130,9 @@ class Worker:
         if self._started:
             return
         self._started = True
+        if self._measures is not None:
+            self._measures.lanes = self._lanes
+            self.pulse.keep()
         try:
             await self._start()
         except BaseException:
@@ -144,7 +154,7 @@ class Worker:
         self._resources = await self._enter_lifespan()
         await self._register(control)
 
-        self._recorder = Recorder(outcomes, self._servers, self._log)
+        self._recorder = Recorder(outcomes, self._servers, self._log, self._measures)
         self._sources: list[Source] = []
         for handler in self._app.handlers.values():
             self._open_lane(handler, control)
@@ -202,6 +212,8 @@ class Worker:
         execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources, middleware)
         self._executions.append(execution)
         run = Once(execution.run, control, handler.timeout).run if handler.at_most_once else execution.run
+        if self._measures is not None:
+            run = self._measures.around(handler.name, run)
         lane = make_lane(
             handler, capacity=capacity, run=run, recorder=self._recorder, changed=self._changed, log=self._log
         )
@@ -232,6 +244,11 @@ class Worker:
     def started(self) -> bool:
         """It registered and began to read."""
         return bool(self._tasks)
+
+    @property
+    def stopping(self) -> bool:
+        """It reads no more."""
+        return self._stop.is_set()
 
     async def run(self) -> None:
         """Work until `stop` or `request_stop`. Raises what made the worker fail, if anything did."""

