@@ -14,7 +14,21 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import backlog, days, idle, laggard, latency, memory, recovery, relay, sweep, window, worker, write
+from benchmarks import (
+    backlog,
+    days,
+    idle,
+    laggard,
+    latency,
+    memory,
+    metrics,
+    recovery,
+    relay,
+    sweep,
+    window,
+    worker,
+    write,
+)
 from benchmarks.report import Report, as_json, figures_table, sides_table
 from benchmarks.rounds import say
 from outbox.errors import ConfigurationError, OutboxError
@@ -41,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("relay", parents=[common, load], help="events per second of one relay")
     commands.add_parser("worker", parents=[common], help="events per second of one worker process")
     commands.add_parser("window", parents=[common], help="from a plain handler's end to its outcome")
+    commands.add_parser("metrics", parents=[common], help="what metrics cost a worker's processor")
     commands.add_parser("latency", parents=[common], help="from add and commit to the handler's start")
     commands.add_parser("idle", parents=[common], help="an idle relay's cost, and its first event after a calm")
     bounded = argparse.ArgumentParser(add_help=False)
@@ -96,6 +111,7 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         "write": write.run,
         "worker": worker.run,
         "window": window.run,
+        "metrics": metrics.run,
         "latency": latency.run,
         "idle": idle.run,
         "days": days.run,

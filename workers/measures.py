@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from outbox.tally import SECONDS, Histogram
 from workers.batch import Batch
-from workers.crash import Crashed
 from workers.errors import SupersededError
 from workers.job import Job
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
@@ -21,18 +20,30 @@ if TYPE_CHECKING:
 
 Run: TypeAlias = Callable[[Job], Awaitable[bool]]
 
-_NAMES: dict[type, str] = {Done: "done", Retry: "retry", Crashed: "retry", Snoozed: "snoozed", Dead: "dead"}
+OUTCOMES = ("done", "retry", "snoozed", "dead", "superseded")
 
 
 class HandlerMeasures:
     """One handler's. Written by the event loop's thread, read by others."""
 
     def __init__(self) -> None:
-        self.outcomes = Counter(dict.fromkeys((*_NAMES.values(), "superseded"), 0))
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self.run_seconds = Histogram(SECONDS)
         """From the start of a run to its end, with its transaction."""
         self.done_seconds = Histogram(SECONDS)
         """From an event's `created_at` until PostgreSQL has the outcome "done"."""
+        self.took: list[float] = []
+        """Seconds of runs that ended since the last batch of outcomes."""
+
+    def done(self, moments: list[int]) -> None:
+        """Events that were created at these microseconds since 1970 are done now, by PostgreSQL."""
+        now = time.time() * 1_000_000
+        self.outcomes["done"] += len(moments)
+        ages = [(now - moment) / 1_000_000 for moment in moments]
+        if min(ages) < 0:
+            # The clocks of two machines.
+            ages = [max(0.0, age) for age in ages]
+        self.done_seconds.observe_all(ages)
 
 
 class Measures:
@@ -48,7 +59,7 @@ class Measures:
     def around(self, handler: str, run: Run) -> Run:
         """`run`, measured. It gives True for what its own transaction has recorded, which nobody else would count."""
         measures = self.handlers.setdefault(handler, HandlerMeasures())
-        observe, outcomes, clock = measures.run_seconds.observe, measures.outcomes, time.perf_counter
+        took, outcomes, clock = measures.took, measures.outcomes, time.perf_counter
 
         async def measured(job: Job) -> bool:
             began = clock()
@@ -58,26 +69,37 @@ class Measures:
                 outcomes["superseded"] += 1
                 raise
             finally:
-                observe(clock() - began)
+                took.append(clock() - began)
             if recorded:
-                self.recorded(job.outcomes if isinstance(job, Batch) else [(job, Done())])
-                if isinstance(job, Batch):
-                    outcomes["dead"] += sum(isinstance(outcome, Dead) for _, outcome in job.outcomes)
+                self._committed(job)
             return recorded
 
         return measured
 
+    def _committed(self, job: Job) -> None:
+        if isinstance(job, Batch):
+            self.recorded(job.outcomes)
+            for one, outcome in job.outcomes:
+                if isinstance(outcome, Dead):
+                    self.buried(one)
+        else:
+            self.handlers[job.lane.name].done([job.at])
+
     def recorded(self, batch: Iterable[tuple[Job, Outcome | None]]) -> None:
-        """These outcomes are in PostgreSQL now. Without what is dead, which `buried` counts."""
-        now = time.time() * 1_000_000
+        """These outcomes are in PostgreSQL now. `buried` counts those that are dead."""
+        done: dict[Lane, list[int]] = defaultdict(list)
         for job, outcome in batch:
-            if outcome is None or isinstance(outcome, Dead):
-                continue
-            measures = self.handlers[job.lane.name]
-            measures.outcomes[_NAMES[type(outcome)]] += 1
-            if isinstance(outcome, Done):
-                # The clocks of two machines.
-                measures.done_seconds.observe(max(0.0, now - job.at) / 1_000_000)
+            if type(outcome) is Done:
+                done[job.lane].append(job.at)
+            elif isinstance(outcome, Retry | Snoozed):
+                name = "retry" if isinstance(outcome, Retry) else "snoozed"
+                self.handlers[job.lane.name].outcomes[name] += 1
+        for lane, moments in done.items():
+            self.handlers[lane.name].done(moments)
+        for measures in self.handlers.values():
+            if measures.took:
+                measures.run_seconds.observe_all(measures.took)
+                measures.took.clear()
 
     def buried(self, job: Job) -> None:
         """This delivery is dead now."""

@@ -166,11 +166,18 @@ def test_servers_that_are_away_are_named_without_their_passwords(tmp_path: Path)
     assert "s3cret" not in str(found)
 
 
-@given(st.lists(st.floats(0, 1e6), max_size=50), st.sampled_from([SECONDS, EVENTS]))
-def test_a_histogram_counts_what_is_no_larger_than_each_bound(values: list[float], bounds: tuple[float, ...]) -> None:
+@given(
+    st.lists(st.floats(0, 1e6) | st.sampled_from(SECONDS), max_size=50),
+    st.sampled_from([SECONDS, EVENTS]),
+    st.integers(0, 50),
+)
+def test_a_histogram_counts_what_is_no_larger_than_each_bound(
+    values: list[float], bounds: tuple[float, ...], singly: int
+) -> None:
     tally = Histogram(bounds)
-    for value in values:
+    for value in values[:singly]:
         tally.observe(value)
+    tally.observe_all(values[singly:])
     limits = [*bounds, float("inf")]
     assert tally.buckets() == [
         ("+Inf" if limit == float("inf") else f"{float(limit):g}", sum(value <= limit for value in values))

@@ -35,7 +35,9 @@ def lines() -> Iterator[tuple[str, ast.Call]]:
 
 def documented() -> dict[str, set[str]]:
     rows = re.findall(r"^\| (`[a-z_.`, ]+`) \| ([a-z, ]+) \| .+ \|$", DOCUMENT, re.MULTILINE)
-    return {name: set(levels.split(", ")) for names, levels in rows for name in re.findall(r"`([a-z]+\.[a-z_.]+)`", names)}
+    return {
+        name: set(levels.split(", ")) for names, levels in rows for name in re.findall(r"`([a-z]+\.[a-z_.]+)`", names)
+    }
 
 
 def test_every_line_has_a_literal_dotted_name_and_the_document_has_them_all_with_their_levels() -> None:
