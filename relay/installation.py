@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psycopg
 import redis
@@ -16,7 +16,7 @@ from prometheus_client.core import Metric
 
 from outbox import database
 from outbox.admin import HandlerStatus, Status, status
-from outbox.admin.streams import Stream, streams
+from outbox.admin.streams import Stream, opened, streams
 from outbox.errors import OutboxError
 from outbox.families import counter, gauge
 from outbox.fresh import Fresh
@@ -85,27 +85,34 @@ class Installation:
     def _ask_redis(self) -> list[Stream] | None:
         overview = self._overview.get()
         try:
-            return None if overview is None else streams(self._settings, overview.status.handlers)
+            if overview is None:
+                return None
+            with opened(self._settings) as client:
+                return streams(client, self._settings.prefix, overview.status.handlers)
         except (redis.RedisError, OSError):
             return None
 
 
 def _progress(found: Status) -> Iterator[Metric]:
-    age = found.unpublished_age
-    waited = 0.0 if age is None else max(0.0, age.total_seconds())
+    backlog = found.unpublished.value
+    yield gauge("outbox_backlog_events", f"Committed events not published yet; up to {LOOK_AT}.", backlog)
+    yield gauge("outbox_backlog_age_seconds", "Age of the oldest; 0 without any.", _seconds(found.unpublished_age))
     yield gauge(
-        "outbox_backlog_events", f"Committed events not published yet; up to {LOOK_AT}.", found.unpublished.value
+        "outbox_oldest_eligible_age_seconds",
+        "How long the oldest event waits that could have been run by now; 0 without any.",
+        _seconds(found.oldest_eligible_age),
     )
-    yield gauge("outbox_oldest_eligible_age_seconds", "How long the oldest of these has waited; 0 without any.", waited)
+    yield gauge("outbox_standby_relays", "Relays that wait to lead.", len(found.standbys))
 
 
 _HANDLERS: tuple[tuple[str, str, Callable[[datetime, HandlerStatus], float]], ...] = (
     ("lag_events", f"Events without any outcome; up to {LOOK_AT}.", lambda at, handler: handler.lag.value),
     (
-        "oldest_age_seconds",
-        "Age of the oldest of these; 0 without any.",
-        lambda at, handler: _since(handler.oldest_waiting_at, at),
+        "oldest_eligible_age_seconds",
+        "How long the oldest waits that could have been run by now; 0 without any.",
+        lambda at, handler: _since(handler.oldest_eligible_at, at),
     ),
+    ("workers", "Live worker processes that serve it.", lambda at, handler: handler.workers),
     ("retrying", f"Deliveries to be tried again; up to {LOOK_AT} in all.", lambda at, handler: handler.retrying.value),
     ("dead", f"Dead letters not replayed; up to {LOOK_AT} in all.", lambda at, handler: handler.dead.value),
     ("seen_age_seconds", "Since a worker announced the handler.", lambda at, handler: _since(handler.last_seen, at)),
@@ -125,7 +132,11 @@ def _handlers(found: Status) -> Iterator[Metric]:
 
 
 def _since(moment: datetime | None, now: datetime) -> float:
-    return 0.0 if moment is None else max(0.0, (now - moment).total_seconds())
+    return _seconds(None if moment is None else now - moment)
+
+
+def _seconds(age: timedelta | None) -> float:
+    return 0.0 if age is None else max(0.0, age.total_seconds())
 
 
 def _actions(actions: dict[str, int]) -> Metric:
