@@ -11,13 +11,15 @@ POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
 REDIS_7 := $(wildcard /usr/bin/redis-server)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-matrix check format bench clean
+.PHONY: help install demo test test-oldest test-matrix chaos chaos-ci check format bench clean
 
 help:
 	@echo "make demo    run the whole path on embedded servers, with kills in the middle (under a minute)"
 	@echo "make test    run all tests"
 	@echo "make test-oldest   run those of relay, workers and the whole path on PostgreSQL 16 and Redis 6.2"
 	@echo "make test-matrix   run all tests on every supported version that is installed"
+	@echo "make chaos   try to break every promise: SEEDS=1000 schedules of faults, JOBS=2 at a time"
+	@echo "make chaos-ci   a few short ones, and the mutants that must be caught"
 	@echo "make check   format, lint, types, import contract"
 	@echo "make format  format the code"
 	@echo "make bench   run the benchmarks"
@@ -44,6 +46,15 @@ test-matrix: $(STAMP)
 	OUTBOX_TEST_POSTGRES=16 OUTBOX_TEST_REDIS=6.2 $(PYTEST) $(ARGS)
 	$(if $(POSTGRES_15)$(REDIS_7),OUTBOX_TEST_POSTGRES=$(or $(POSTGRES_15),18) OUTBOX_TEST_REDIS=$(REDIS_7) $(PYTEST) $(ARGS))
 	@echo "PostgreSQL 15: $(or $(POSTGRES_15),not installed). Redis 7: $(or $(REDIS_7),not installed)."
+
+SEEDS ?= 100
+JOBS ?= 2
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+chaos-ci: $(STAMP)
+	$(BIN)/python -m tests.chaos --seeds 20 --length 5 --mutants --jobs $(JOBS) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,104 @@
+"""The programs under test as processes: forked from one that has loaded everything, or a start would cost a second."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+import relay.catch_up
+import relay.feed
+import relay.service
+import relay.sweep
+import workers
+from outbox import telemetry
+from outbox.failpoints import Armed, Failpoint
+from outbox.settings import Settings
+from tests.chaos import knobs, mutants, tasks
+from tests.chaos.history import History
+from tests.chaos.writer import Writer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a program is told when it starts."""
+
+    name: str
+    database_url: str
+    redis_url: str
+    folder: Path
+    """Where histories and logs are."""
+    lease: float = 1.5
+    concurrency: int = 20
+    rate: float = 20.0
+    version: int = 1
+    knobs: dict[str, int] = field(default_factory=dict)
+    failpoints: str = ""
+    mutant: str = ""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of a relay or worker."""
+        return Settings(database_url=self.database_url, redis_url=self.redis_url, _env_file=None)
+
+
+def perform(part: Part) -> None:
+    """Be the program that the part's name says, to its end. The first thing in a new process."""
+    die_with_parent()
+    log = os.open(part.folder / f"{part.name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    telemetry.configure("info", "logfmt")
+    knobs.turn(part.knobs)
+    mutants.become(part.mutant)
+    sys.exit(_ROLES[part.name.partition("-")[0]](part))
+
+
+def die_with_parent() -> None:
+    """End this process when its parent does, however that ends (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+
+
+def _relay(part: Part) -> int:
+    if part.failpoints:
+        armed = Armed([Failpoint.parse(text) for text in part.failpoints.split(",")])
+        for module in (relay.feed, relay.catch_up, relay.sweep):
+            module.reach = armed.reach  # type: ignore[attr-defined]
+    return relay.service.run(part.settings)
+
+
+def _worker(part: Part) -> int:
+    tasks.tell(History(part.folder / f"{part.name}.jsonl"))
+
+    async def work() -> None:
+        worker = workers.Worker(
+            tasks.app(part.version),
+            part.settings,
+            concurrency=part.concurrency,
+            lease=part.lease,
+            heartbeat=part.lease / 4,
+            grace=3.0,
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.request_stop)
+        await worker.run()
+
+    uvloop.run(work())
+    return 0
+
+
+def _writer(part: Part) -> int:
+    writer = Writer(part.name, part.database_url, part.folder, rate=part.rate)
+    signal.signal(signal.SIGTERM, lambda number, frame: writer.over.set())
+    writer.run()
+    return 0
+
+
+_ROLES: dict[str, Callable[[Part], int]] = {"relay": _relay, "worker": _worker, "writer": _writer}

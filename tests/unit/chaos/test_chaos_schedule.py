@@ -1,0 +1,68 @@
+"""A seed is a schedule: the same for ever, of kinds that apply, with calm in between."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.knobs import KNOBS
+from tests.chaos.mutants import MIXES, MUTANTS
+from tests.chaos.schedule import KINDS, PROGRAMS, Schedule, draw
+
+MANY = [draw(seed, 12.0) for seed in range(300)]
+
+
+def test_a_seed_gives_the_same_schedule_again() -> None:
+    assert [draw(seed, 12.0) for seed in range(300)] == MANY
+    assert len({schedule.faults for schedule in MANY}) > 290
+
+
+def test_a_schedule_can_be_kept_as_json() -> None:
+    for schedule in MANY:
+        assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+
+
+def test_every_kind_is_drawn_and_every_kind_can_be_caused() -> None:
+    assert {fault.kind for schedule in MANY for fault in schedule.faults} == KINDS.keys() == FAULTS.keys()
+
+
+def test_about_a_quarter_of_the_periods_is_calm() -> None:
+    """Two faults may fall into one period, so what is counted are seconds without the beginning of one."""
+    seconds = [int(fault.at) for schedule in MANY for fault in schedule.faults]
+    assert 0.5 < len(seconds) / (12 * len(MANY)) < 1.5
+    calm = sum(12 - len({int(fault.at) for fault in schedule.faults}) for schedule in MANY)
+    assert 0.25 < calm / (12 * len(MANY)) < 0.6
+
+
+def test_faults_fall_into_the_run_and_apply_to_its_configuration() -> None:
+    for schedule in MANY:
+        assert [fault.at for fault in schedule.faults] == sorted(fault.at for fault in schedule.faults)
+        for fault in schedule.faults:
+            kind = KINDS[fault.kind]
+            assert 0 < fault.at <= schedule.length
+            assert kind.lasts[0] <= fault.lasts <= kind.lasts[1]
+            assert fault.target in kind.targets
+            assert kind.needs != "aof" or schedule.persistence != "none"
+            assert kind.needs != "replica" or schedule.replica
+            assert not fault.kind.startswith("link") or fault.target in schedule.links
+
+
+def test_the_lame_leave_one_of_each_kind_to_do_the_work() -> None:
+    assert any(schedule.lame for schedule in MANY)
+    for schedule in MANY:
+        assert set(schedule.lame) <= set(PROGRAMS)
+        assert len([name for name in schedule.lame if name.startswith("relay")]) <= 1
+        assert len([name for name in schedule.lame if name.startswith("worker")]) <= 1
+
+
+def test_a_mutant_has_faults_that_provoke_it() -> None:
+    assert MIXES.keys() == MUTANTS.keys()
+    for mix in MIXES.values():
+        assert {fault.kind for fault in draw(1, 5.0, mix).faults} <= set(mix) <= KINDS.keys()
+
+
+def test_every_knob_turns_something_that_is_there() -> None:
+    for module, constant, values in KNOBS.values():
+        now = getattr(importlib.import_module(module), constant)
+        assert all(type(value) is type(now) and value != now for value in values), constant
