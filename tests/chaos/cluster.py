@@ -38,7 +38,7 @@ DISKS = {"postgres": "256m", "redis": "16m"}
 """Sizes of the disks of servers whose disk is to be full."""
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.chaos.programs"])
+_forks.set_forkserver_preload(["tests.chaos.tether"])
 
 
 class Template(NamedTuple):
@@ -274,11 +274,11 @@ class Cluster:
         shutil.rmtree(server.folder / "appendonlydir", ignore_errors=True)
         (server.folder / "dump.rdb").unlink(missing_ok=True)
 
-    def start_postgres(self) -> None:
-        """Start PostgreSQL if it is down, however long what is left of the last one is in the way."""
+    def start_postgres(self, *, within: float = 3.0) -> None:
+        """Start PostgreSQL if it is down; what is left of the last one may be in the way for a moment."""
         if runs(self.postgres):
             return
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + within
         while True:
             try:
                 self.postgres.start()
@@ -286,7 +286,6 @@ class Cluster:
             except ServerError:
                 if time.monotonic() > deadline:
                     raise
-                (self.postgres.data / "postmaster.pid").unlink(missing_ok=True)
                 time.sleep(0.1)
 
     def start_redis(self) -> None:
@@ -314,7 +313,7 @@ class Cluster:
         for server in (self.postgres, self.primary, self.replica):
             if server is not None:
                 let_go_on(server)
-        self.start_postgres()
+        self.start_postgres(within=20.0)
         self.start_redis()
         for proxy in self.proxies.values():
             proxy.heal()

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import signal
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -77,13 +78,12 @@ def _prepare() -> None:
 
 
 def _perform(task: Task, folder: Path, template: Template) -> Result:
-    bound = BOUND if task.mutant in ("", mutants.NET) else MUTANT_BOUND
     for schedule in task.schedules:
         place = Path(mkdtemp(prefix=f"{task.name}-", dir=folder))
         place.chmod(0o755)
         try:
-            result = play(schedule, place, template, mutant=task.mutant, bound=bound)
-            if not result.ok and task.mutant in ("", mutants.NET):
+            result = _play(schedule, task.mutant, place, template)
+            if not result.ok and task.mutant not in mutants.MUTANTS:
                 _keep(result, place / "histories", KEPT / task.name)
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -92,8 +92,26 @@ def _perform(task: Task, folder: Path, template: Template) -> Result:
     return result
 
 
+def _play(schedule: Schedule, mutant: str, place: Path, template: Template) -> Result:
+    try:
+        bound = MUTANT_BOUND if mutant in mutants.MUTANTS else BOUND
+        return play(schedule, place, template, mutant=mutant, bound=bound)
+    except Exception as error:
+        # One broken run must not end the others.
+        return Result(
+            schedule.seed,
+            mutant,
+            findings=(f"broken: {type(error).__name__}",),
+            kinds={"broken": 1},
+            story=traceback.format_exc(),
+            schedule=schedule.to_json(),
+        )
+
+
 def _keep(result: Result, histories: Path, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(histories, kept)
+    kept.mkdir(parents=True)
+    if histories.exists():
+        shutil.copytree(histories, kept, dirs_exist_ok=True)
     (kept / "story.txt").write_text(result.story + "\n")
     (kept / "schedule.json").write_text(json.dumps(result.schedule, indent=1) + "\n")
