@@ -33,7 +33,9 @@ REGRESSIONS = Path(__file__).with_name("regressions.json")
 CATCH_WITHIN = 5
 """Seeds within which each mutant must be caught."""
 
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 say = Console(stderr=True, highlight=False)
 
 
@@ -62,7 +64,7 @@ def main(
     known = _noted(results)
     tasks = [Task((schedule,)) for schedule in _kept()] if regressions else []
     tasks += [Task((draw(seed, length),)) for seed in range(first, first + seeds)]
-    tasks = [task for task in tasks if _key(task.schedules[0].seed, task.schedules[0].length) not in known]
+    tasks = [task for task in tasks if (task.schedules[0].seed, task.schedules[0].length) not in known]
     if play_mutants:
         # First: each may take several runs.
         shorter = min(length, 5.0)
@@ -86,7 +88,7 @@ def main(
             continue
         if results is not None:
             with results.open("a") as file:
-                file.write(json.dumps(result.to_json() | {"length": task.schedules[0].length}) + "\n")
+                file.write(json.dumps(result.to_json()) + "\n")
         if not result.ok and keep:
             _keep(result)
     summary = summarize(found)
@@ -97,17 +99,13 @@ def main(
     raise typer.Exit(1 if summary.failed or escaped else 0)
 
 
-def _key(seed: int, length: float) -> tuple[int, float]:
-    return seed, length
-
-
 def _noted(results: Path | None) -> dict[tuple[int, float], Result]:
     if results is None or not results.exists():
         return {}
     noted = {}
     for line in results.read_text().splitlines():
-        facts = json.loads(line)
-        noted[_key(facts["seed"], facts.pop("length"))] = Result.from_json(facts)
+        result = Result.from_json(json.loads(line))
+        noted[result.seed, result.length] = result
     return noted
 
 

@@ -100,6 +100,7 @@ def _play(schedule: Schedule, mutant: str, place: Path, template: Template) -> R
         # One broken run must not end the others.
         return Result(
             schedule.seed,
+            schedule.length,
             mutant,
             findings=(f"broken: {type(error).__name__}",),
             kinds={"broken": 1},

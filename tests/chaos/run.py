@@ -37,6 +37,8 @@ class Result:
     """What came of a run."""
 
     seed: int
+    length: float
+    """Seconds under faults."""
     mutant: str = ""
     events: int = 0
     deliveries: int = 0
@@ -103,6 +105,7 @@ def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = 
         told = story.tell(schedule, findings, facts, entries, cluster) if findings else ""
     return Result(
         seed=schedule.seed,
+        length=schedule.length,
         mutant=mutant,
         events=len(facts.events),
         deliveries=len(facts.deliveries),

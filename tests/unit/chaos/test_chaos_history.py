@@ -29,9 +29,9 @@ def test_a_last_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
 
 
 def test_runs_are_summed_up() -> None:
-    good = Result(1, events=10, faults={"kill": 2}, recovery=1.5)
+    good = Result(1, 12.0, events=10, faults={"kill": 2}, recovery=1.5)
     bad = Result(
-        2, events=5, faults={"kill": 1}, skipped={"failover": 1}, recovery=9.0, findings=("x",), kinds={"lost": 3}
+        2, 12.0, events=5, faults={"kill": 1}, skipped={"failover": 1}, recovery=9.0, findings=("x",), kinds={"lost": 3}
     )
     facts = summarize([good, Result.from_json(bad.to_json())]).to_json()
     assert (facts["runs"], facts["failed"], facts["events"], facts["lost"], facts["duplicates"]) == (2, [2], 15, 3, 0)
