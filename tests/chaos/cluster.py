@@ -319,6 +319,9 @@ class Cluster:
             proxy.heal()
         for name, program in self.programs.items():
             program.part = replace(program.part, failpoints="")
+            if program.armed:
+                # It would stand still when nobody makes it go on any more.
+                program.kill()
             program.start()
             if name in self.schedule.lame:
                 program.stand_still()
