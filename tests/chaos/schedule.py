@@ -150,7 +150,7 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
         replica=replica,
         lease=1.0 if mix else chance.choice((1.0, 1.5, 3.0)),
         concurrency=40 if mix else chance.choice((10, 20, 40)),
-        rate=80.0 if mix else chance.choice((15.0, 30.0, 30.0, 60.0)),
+        rate=80.0 if mix else chance.choice((10.0, 20.0, 40.0)),
         knobs=knobs if chance.random() < 0.6 and not mix else {},
         lame=tuple(lame),
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
