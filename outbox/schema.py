@@ -267,6 +267,21 @@ hold = Table(
     Column("reason", Text),
 )
 
+replay = Table(
+    "replay",
+    metadata,
+    Column("known_as", Text, primary_key=True, comment="a hash of what was asked for; no payload, no key"),
+    Column("actor", Text, nullable=False),
+    Column("began_at", _Moment, nullable=False, server_default=_NOW),
+    Column("since", _Moment),
+    Column("until", _Moment),
+    Column("asked", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False, server_default=text("0")),
+    Column("place_at", _Moment),
+    Column("place_id", Uuid, comment="with place_at and place_handler: the last delivery that it has dealt with"),
+    Column("place_handler", Text),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -48,8 +48,9 @@ class BatchLane(Lane):
         super().start(jobs)
 
     def start_retry(self, job: Job) -> None:
-        """Run this leased retry as room allows, before first attempts and with those that are claimed after it."""
+        """Run this leased retry as room allows, with those that are claimed after it."""
         job.deadline = self._loop.time() + self._wait
+        self._claimed += 1
         self._retries.append(job)
         if len(self._retries) >= self._size:
             self._fill()
@@ -77,7 +78,7 @@ class BatchLane(Lane):
             self._fill_at(min(ends))
             return []
         jobs = []
-        while len(jobs) < self._size and (queue := self._retries or self._waiting):
+        while len(jobs) < self._size and (queue := self._turn()):
             job = queue.popleft()
             if job.closed:
                 continue

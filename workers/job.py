@@ -24,8 +24,8 @@ class Job:
     """Event and bookkeeping of one attempt. Texts stay as they came until somebody asks for more."""
 
     __slots__ = (
-        "at", "attempt", "cause", "closed", "crashes", "deadline", "entry_id", "event_id", "headers", "key", "lane",
-        "lease", "name", "payload", "source", "task", "ticket", "twins",
+        "at", "attempt", "cause", "claimed", "closed", "crashes", "deadline", "entry_id", "event_id", "headers", "key",
+        "lane", "lease", "name", "payload", "source", "task", "ticket", "twins",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, event_id: str, at: int, name: str, key: str, payload: str, headers: str) -> None:
@@ -38,6 +38,8 @@ class Job:
         self.headers = headers
         self.attempt = 1
         self.crashes = 0
+        self.claimed = False
+        """A retry, from PostgreSQL; not an entry of a stream."""
         self.lease: str | None = None
         self.source: Source | None = None
         self.entry_id = b""

@@ -90,6 +90,9 @@ class Lane:
         self._log = log.bind(handler=handler.name)
         self._waiting: deque[Job] = deque()
         self._retries: deque[Job] = deque()
+        self._retry_began = False
+        self._claimed = 0
+        """Retries among the active."""
         self._running: dict[Job, None] = {}
         self._ending: dict[Job, None] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -111,7 +114,8 @@ class Lane:
     def room(self) -> int:
         """How many entries may be read now; 0 until a read is worth while."""
         window = prefetch.within_memory(self.window, capacity=self.least, average_bytes=self.average_bytes)
-        free = window - len(self.active)
+        # Retries have room of their own, or a large replay would let no new event in.
+        free = window - len(self.active) + self._claimed
         return free if free >= max(1, window // 4) else 0
 
     def retry_room(self) -> int:
@@ -125,7 +129,8 @@ class Lane:
         self._fill()
 
     def start_retry(self, job: Job) -> None:
-        """Run this leased retry as room allows, before first attempts."""
+        """Run this leased retry as room allows."""
+        self._claimed += 1
         self._retries.append(job)
         self._fill()
 
@@ -140,14 +145,20 @@ class Lane:
 
     def _fill(self) -> None:
         while len(self._running) + len(self._ending) < self.limit and not self.resting:
-            if self._retries:
-                job = self._retries.popleft()
-            elif self._waiting:
-                job = self._waiting.popleft()
-            else:
+            queue = self._turn()
+            if not queue:
                 return
+            job = queue.popleft()
             if not job.closed:
                 self._begin(job)
+
+    def _turn(self) -> deque[Job]:
+        """What begins next: retries and first attempts in turn where both wait, so that neither a large replay nor new
+        events keep the other out."""
+        if self._retries and self._waiting:
+            self._retry_began = not self._retry_began
+            return self._retries if self._retry_began else self._waiting
+        return self._retries or self._waiting
 
     def _begin(self, job: Job) -> None:
         job.deadline = self._loop.time() + self.handler.timeout
@@ -292,6 +303,7 @@ class Lane:
         """Nothing is left to do for this delivery here."""
         if self.active.get(job.event_id) is job:
             del self.active[job.event_id]
+            self._claimed -= job.claimed
         for source, entry_id in job.entries():
             source.inflight.pop(entry_id, None)
         if self._measured is not None and self._measured[0] is job:

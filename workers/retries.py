@@ -137,6 +137,7 @@ class Retries:
         job.attempt = attempts + 1
         job.crashes = crashes
         job.lease = lease
+        job.claimed = True
         return job
 
     async def _bury(self, job: Job, error: str) -> None:

@@ -1,28 +1,39 @@
-"""`outbox replay`: run dead letters again."""
+"""`outbox replay`: run deliveries again."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
 from console import options
-from console.commands.dead import COLUMNS, row
 from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
-from console.listing import Form, Output, console, note, say, show, show_object
+from console.confirming import confirm
+from console.listing import Form, Output, note, say, show, show_object
+from console.progress import bar
 
 if TYPE_CHECKING:
-    from outbox.admin import Selection
-    from outbox.settings import Settings
+    from outbox.admin import Candidate, Edit, Replayed, Selection
 
 SAMPLE = 10
-"""Dead letters that a dry run shows."""
+"""Deliveries that a dry run shows."""
 
 FAILED, PARTLY = 1, 3
+COLUMNS = {"event_id": "EVENT ID", "handler": "HANDLER", "event": "EVENT", "key": "KEY", "payload": "PAYLOAD"}
+
+
+class Outcome(StrEnum):
+    """What became of the deliveries that are meant."""
+
+    DEAD = "dead"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    MISSED = "missed"
+    ANY = "any"
 
 
 def replay(
@@ -35,9 +46,22 @@ def replay(
     where: Where = None,
     error: Error = None,
     group: Group = None,
+    outcome: Annotated[
+        Outcome,
+        typer.Option(help="What became of them; missed: the handler began later.", rich_help_panel="Which"),
+    ] = Outcome.DEAD,
+    all_handlers: Annotated[
+        bool,
+        typer.Option("--all-handlers", help="What is not dead: at all handlers.", rich_help_panel="Which"),
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters of all handlers.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.01, help="At most so many a second.")] = None,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE|JSON", help="Run a copy with payload.field=value, or a JSON merge patch."),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="From the beginning, should it have been interrupted.")] = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     reason: options.Reason = None,
@@ -48,95 +72,115 @@ def replay(
     """Put dead letters back: their handlers run them again, with all their attempts.
 
     Only those that fit everything given, each once, whatever else runs.
-    TIME is when they died. The audit table keeps who, when, why and what.
+    --outcome takes what succeeded, was cancelled, or was there before the
+    handler, of one handler, or with --all-handlers of all. TIME is when they
+    died, else when the event was added. Interrupted, the same command goes
+    on. The audit table keeps who, when, why and what.
     Exit 3 if some could not be put back.
 
     \b
     outbox replay 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55
     outbox replay --handler send_email --since 2h --dry-run
     outbox replay --all --rate 50 --reason "mail server is back" --yes
+    outbox replay --handler send_email --outcome done --where payload.user_id=7
+    outbox replay --handler new_index --outcome missed --rate 500
+    outbox replay --handler send_email --error welcom --edit payload.template=welcome
     """
     which = selected(
         ids=ids, name=name, handler=handler, key=key, since=since, until=until, where=where, error=error, group=group
     )
-    if which.everything and not everything:
-        raise typer.BadParameter("say which: ids, --handler, --name, --since or another filter, or --all")
-    if everything and not which.everything:
-        raise typer.BadParameter("--all takes every dead letter; leave it out to use the other filters")
+    _check(which, outcome, everything, all_handlers)
+    edits = _edit(edit)
+    from outbox import admin
+
     settings = options.settings(database_url=database_url, schema_name=schema)
-    missing = _missing(settings, which)
+    state = admin.Outcome(outcome.value)
+    count, sample = admin.candidates(
+        settings, which, outcome=state, edit=edits, limit=SAMPLE if which.ids is None else 1_000_000
+    )
+    missing = [id for id in which.ids or () if str(id) not in {each.event_id for each in sample}]
+    what = "dead letter" if outcome is Outcome.DEAD else "delivery"
+    wanted = count if limit is None else min(count, limit)
     if dry_run:
-        _sample(settings, which, limit, output)
-        replayed = asked = 0
+        _sample(sample[:SAMPLE][:wanted], count, wanted, what, output)
+        done = admin.Replayed(0, 0, 0)
     else:
-        if not yes and which.ids is None:
-            _confirm(settings, which, limit)
-        replayed, asked = _replay(settings, which, limit, rate, reason)
-        if output is Form.TABLE:
-            say(f"put back {replayed:,} of {asked:,} dead letters")
-        else:
-            show_object({"asked": asked, "replayed": replayed, "missing": missing, "dry_run": False}, output)
-    if missing:
-        note(f"no dead letter has the id {', '.join(map(str, missing))}")
-        raise typer.Exit(PARTLY if replayed or len(missing) < len(which.ids or ()) else FAILED)
-    if replayed < asked:
-        raise typer.Exit(PARTLY if replayed else FAILED)
+        if count:
+            confirm(f"Run {_words(wanted, what)} again{' with an edited payload' if edits else ''}?", yes=yes)
+        typed = [ids, name, handler, key, since, until, where, error, group, outcome, all_handlers, limit, edit]
+        seen = [0, 0]
+        try:
+            with bar("putting back") as shown:
+
+                def progress(done: int, total: int) -> None:
+                    seen[:] = done, total
+                    shown(done, total)
+
+                done = admin.replay(
+                    settings, which, outcome=state, edit=edits, limit=limit, rate=rate, reason=reason,
+                    known_as=json.dumps(typed), anew=anew, progress=progress,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            note(f"interrupted: {seen[0]:,} of {seen[1]:,} are put back; the same command goes on from there")
+            raise typer.Exit(PARTLY if seen[0] else FAILED) from None
+        _report(done, missing, what, output)
+    _leave(done, missing, which, dry_run, what)
 
 
-def _missing(settings: Settings, which: Selection) -> list[UUID]:
-    """The ids that were given and that no fitting dead letter has."""
-    from outbox import admin
-
-    if which.ids is None:
-        return []
-    found = {letter.event_id for letter in admin.dead_letters(settings, which, limit=1_000_000)}
-    return [id for id in which.ids if id not in found]
-
-
-def _confirm(settings: Settings, which: Selection, limit: int | None) -> None:
-    from outbox import admin
-
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    count = admin.count_dead_letters(settings, which)
-    if count:
-        count = count if limit is None else min(count, limit)
-        typer.confirm(f"Run {count:,} dead letter{'' if count == 1 else 's'} again?", abort=True, err=True)
+def _check(which: Selection, outcome: Outcome, everything: bool, all_handlers: bool) -> None:
+    if outcome is not Outcome.DEAD:
+        if everything:
+            raise typer.BadParameter("--all is about dead letters; use --all-handlers")
+        if (which.handler is None) != all_handlers:
+            raise typer.BadParameter(f"--outcome {outcome} needs either --handler NAME or --all-handlers")
+    elif all_handlers:
+        raise typer.BadParameter("--all-handlers goes with --outcome; dead letters have --all")
+    elif which.everything and not everything:
+        raise typer.BadParameter("say which: ids, --handler, --name, --since or another filter, or --all")
+    elif everything and not which.everything:
+        raise typer.BadParameter("--all takes every dead letter; leave it out to use the other filters")
 
 
-def _sample(settings: Settings, which: Selection, limit: int | None, form: Form) -> None:
-    from outbox import admin
+def _edit(given: list[str] | None) -> Edit | None:
+    from outbox.admin import Edit
 
-    matched = admin.count_dead_letters(settings, which)
-    would = matched if limit is None else min(matched, limit)
-    letters = [row(letter) for letter in admin.dead_letters(settings, which, limit=SAMPLE, oldest_first=True)]
-    letters = letters[:would]
+    try:
+        return Edit.parse(given) if given else None
+    except ValueError as wrong:
+        raise typer.BadParameter(f"--edit: {wrong}") from None
+
+
+def _words(count: int, what: str) -> str:
+    many = what.replace("delivery", "deliverie") + "s"
+    return f"{count:,} {what if count == 1 else many}"
+
+
+def _sample(sample: list[Candidate], count: int, wanted: int, what: str, form: Form) -> None:
+    rows = [_row(each) for each in sample]
     if form is Form.TABLE:
-        say(f"would put back {would:,} of {matched:,} dead letters that fit")
-        show(letters, COLUMNS, form, empty="no dead letter fits")
+        say(f"would put back {wanted:,} of {_words(count, what)} that fit")
+        show([{**row, "payload": json.dumps(row["payload"])} for row in rows], COLUMNS, form, empty=f"no {what} fits")
     else:
-        show_object({"asked": matched, "replayed": 0, "would_replay": would, "dry_run": True, "sample": letters}, form)
+        show_object({"asked": count, "replayed": 0, "would_replay": wanted, "dry_run": True, "sample": rows}, form)
 
 
-def _replay(
-    settings: Settings, which: Selection, limit: int | None, rate: float | None, reason: str | None
-) -> tuple[int, int]:
-    from outbox import admin
-
-    with _bar() as progress:
-        done = admin.replay(settings, which, limit=limit, rate=rate, reason=reason, progress=progress)
-    return done.count, done.asked
+def _row(each: Candidate) -> dict[str, Any]:
+    row = asdict(each)
+    return {**row, "event": row.pop("event_name"), "payload": json.loads(row.pop("payload_json"))}
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr when that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _report(done: Replayed, missing: list[UUID], what: str, form: Form) -> None:
+    if form is Form.TABLE:
+        before = f", {done.total - done.count:,} of them before" if done.total > done.count else ""
+        say(f"put back {done.total:,} of {_words(done.asked, what)}{before}")
+    else:
+        facts = {"asked": done.asked, "replayed": done.count, "total": done.total}
+        show_object({**facts, "missing": missing, "dry_run": False}, form)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(sys.stderr), transient=True) as shown:
-        task = shown.add_task("putting back", total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+def _leave(done: Replayed, missing: list[UUID], which: Selection, dry_run: bool, what: str) -> None:
+    if missing:
+        note(f"no {what} that fits has the id {', '.join(map(str, missing))}")
+        raise typer.Exit(PARTLY if len(missing) < len(which.ids or ()) else FAILED)
+    if not dry_run and not done.complete:
+        raise typer.Exit(PARTLY if done.total else FAILED)

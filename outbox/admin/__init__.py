@@ -1,11 +1,12 @@
 """Looking after an outbox: how far everything is, what failed, and running it again."""
 
 from outbox.admin.cancelling import Cancellation, cancel
+from outbox.admin.edit import Edit
 from outbox.admin.events import Delivery, LoggedEvent, events
 from outbox.admin.find import story
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
-from outbox.admin.replaying import Replayed, replay
+from outbox.admin.replaying import Candidate, Outcome, Replayed, candidates, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
 from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
@@ -13,9 +14,11 @@ from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
 __all__ = [
     "LOOK_AT",
     "Cancellation",
+    "Candidate",
     "Count",
     "DeadLetter",
     "Delivery",
+    "Edit",
     "ErrorGroup",
     "Failure",
     "HandlerStatus",
@@ -24,6 +27,7 @@ __all__ = [
     "Leader",
     "LoggedEvent",
     "Moment",
+    "Outcome",
     "PayloadField",
     "Replayed",
     "Selection",
@@ -33,6 +37,7 @@ __all__ = [
     "Wait",
     "WorkerStatus",
     "cancel",
+    "candidates",
     "count_dead_letters",
     "dead_letters",
     "error_groups",

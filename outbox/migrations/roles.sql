@@ -22,6 +22,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {worker};
 GRANT INSERT, UPDATE ON {schema}.delivery, {schema}.handler, {schema}.schedule TO {worker};
 GRANT INSERT, UPDATE, DELETE ON {schema}.dead_letter, {schema}.worker TO {worker};
 GRANT INSERT, DELETE ON {schema}.hold TO {worker};
+GRANT INSERT, UPDATE, DELETE ON {schema}.replay TO {worker};
 GRANT INSERT ON {schema}.event, {schema}.scheduled, {schema}.audit TO {worker};
 GRANT DELETE ON {schema}.scheduled TO {worker};
 GRANT USAGE ON SEQUENCE {schema}.event_seq TO {worker};

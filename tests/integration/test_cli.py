@@ -352,7 +352,7 @@ def test_a_dry_run_counts_shows_a_sample_and_changes_nothing(outbox: Run, db: Db
 def test_a_replay_puts_back_what_was_asked_for_and_says_who_and_why(outbox: Run, db: Db) -> None:
     die(db, "bill", 5)
     die(db, "mail", 5)
-    result = outbox("replay", "--handler", "bill", "--limit", "3", "--reason", "fixed")
+    result = outbox("replay", "--handler", "bill", "--limit", "3", "--reason", "fixed", "--yes")
     assert (result.returncode, result.stdout, result.stderr) == (0, "put back 3 of 3 dead letters\n", "")
     assert retrying(db) == 3
     row = db.execute("SELECT actor, action, reason, detail FROM outbox.audit").fetchone()
@@ -360,13 +360,13 @@ def test_a_replay_puts_back_what_was_asked_for_and_says_who_and_why(outbox: Run,
     assert "@" in row[0]
     assert row[1:3] == ("replay", "fixed")
     assert (row[3]["filter"], row[3]["count"]) == ({"handler": "bill"}, 3)
-    assert json.loads(outbox("replay", "--all", "-o", "json").stdout)["replayed"] == 7
+    assert json.loads(outbox("replay", "--all", "--yes", "-o", "json").stdout)["replayed"] == 7
 
 
 def test_ids_without_a_dead_letter_are_named(outbox: Run, db: Db) -> None:
     (id,) = die(db, "bill")
     absent = str(uuid.UUID(int=7))
-    partly = outbox("replay", id, absent)
+    partly = outbox("replay", id, absent, "--yes")
     assert (partly.returncode, partly.stdout) == (3, "put back 1 of 1 dead letters\n")
     assert partly.stderr == f"no dead letter has the id {absent}\n"
     assert retrying(db) == 1

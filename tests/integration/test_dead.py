@@ -68,13 +68,13 @@ def test_dead_letters_come_latest_first_and_fit_every_filter(db: Db) -> None:
 
 def test_a_replay_makes_the_delivery_due_with_all_its_attempts(db: Db) -> None:
     die(db)
-    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(1, 1)
+    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(1, 1, 1)
     row = db.execute(
         "SELECT state, attempts, crashes, lease, replays, due_at <= clock_timestamp() FROM outbox.delivery"
     ).fetchone()
     assert row == ("retrying", 0, 0, None, 1, True)
     assert admin.dead_letters(db) == []
-    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(0, 0)
+    assert admin.replay(db, Selection(handler="h")) == admin.Replayed(0, 0, 0)
 
 
 def test_a_replay_touches_only_what_was_asked_for(db: Db) -> None:
@@ -97,7 +97,7 @@ def test_a_replay_touches_only_what_was_asked_for(db: Db) -> None:
 def test_the_limit_takes_the_oldest(db: Db) -> None:
     for hours in (1, 3, 2):
         die(db, f"h{hours}", ago=f"{hours} hours")
-    assert admin.replay(db, Selection(), limit=2) == admin.Replayed(2, 2)
+    assert admin.replay(db, Selection(), limit=2) == admin.Replayed(2, 2, 2)
     assert [letter.handler for letter in admin.dead_letters(db)] == ["h1"]
 
 
@@ -150,7 +150,7 @@ def test_what_dies_again_meanwhile_is_not_put_back_twice(db: Db) -> None:
         db.execute("UPDATE outbox.dead_letter SET died_at = clock_timestamp() WHERE event_id IN"
                    " (SELECT event_id FROM outbox.delivery WHERE replays = 1 LIMIT 100)")  # fmt: skip
 
-    assert admin.replay(db, Selection(), progress=die_again) == admin.Replayed(600, 600)
+    assert admin.replay(db, Selection(), progress=die_again) == admin.Replayed(600, 600, 600)
     assert db.execute("SELECT DISTINCT replays FROM outbox.delivery").fetchall() == [(1,)]
 
 

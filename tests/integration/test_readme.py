@@ -452,7 +452,7 @@ def test_the_quick_start_ends_as_it_says(scratch: Path) -> None:
             corrected = (folder / "shop/mail.py").read_text().replace('.endswith(".invalid")', '.endswith(".nowhere")')
             (folder / "shop/mail.py").write_text(corrected)
             eventually(lambda: dev.read_text().count("worker.started") == 2, "the worker starts again")
-            assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome")
+            assert "put back 1 of 1" in reader.run("outbox replay --handler send_welcome --yes")
             eventually(lambda: reader.handlers()["send_welcome"]["done"] == 2, "the letter is done")
             assert "to second@shop.invalid: Welcome!" in dev.read_text()
             assert json.loads(reader.run("outbox dead --output json")) == []

@@ -190,7 +190,7 @@ def test_a_replay_beside_running_workers_runs_what_was_asked_for_once_and_nothin
     (installation.folder / "fixed").touch()
 
     def replayed(*arguments: str) -> dict[str, Any]:
-        result = installation.run("replay", *arguments, "-o", "json")
+        result = installation.run("replay", *arguments, "--yes", "-o", "json")
         assert result.returncode == 0, result.stderr
         found: dict[str, Any] = json.loads(result.stdout)
         return found

@@ -11,7 +11,7 @@ WITH begun AS (
   RETURNING event_id, handler, event_created_at, attempts, error
 )
 INSERT INTO {schema}.dead_letter (event_id, handler, event_created_at, name, key, payload, headers, attempts, error)
-SELECT b.event_id, b.handler, b.event_created_at, coalesce(e.name, %(name)s), e.key,
+SELECT b.event_id, b.handler, b.event_created_at, coalesce(nullif(e.name, '(copy)'), %(name)s), e.key,
        coalesce(e.payload, to_json(%(payload)s::text)), e.headers, b.attempts, b.error
   FROM begun AS b
   LEFT JOIN {schema}.event AS e ON e.id = b.event_id AND e.created_at = b.event_created_at

@@ -1,7 +1,7 @@
 -- Takes due retries of these handlers under a lease, at most as many of each as it has room for. By the partial index
 -- delivery_due. A lease that ended without an outcome means that its worker died: a crash, which is an attempt, too. The
--- event comes from its partition or, when that is gone, from the dead letter's copy. `suspects` says whether those whose
--- worker died `suspect` times may come.
+-- event comes from its partition or, when that is gone, from the dead letter's copy; an edited copy has its handler's event
+-- name. `suspects` says whether those whose worker died `suspect` times may come.
 WITH due AS MATERIALIZED (
   SELECT d.event_id, d.handler, d.event_created_at
     FROM unnest(%(handlers)s::text[], %(limits)s::integer[]) AS h (name, room)
@@ -26,7 +26,8 @@ WITH due AS MATERIALIZED (
   RETURNING d.event_id, d.handler, d.event_created_at, d.attempts, d.crashes, d.lease
 )
 SELECT c.event_id::text, c.handler, (extract(epoch FROM c.event_created_at) * 1000000)::bigint, c.attempts, c.crashes,
-       c.lease::text, coalesce(e.name, l.name), coalesce(e.key, l.key), coalesce(e.payload::text, l.payload::text),
+       c.lease::text, coalesce(nullif(e.name, '(copy)'), l.name), coalesce(e.key, l.key),
+       coalesce(e.payload::text, l.payload::text),
        CASE WHEN e.id IS NULL THEN l.headers::text ELSE e.headers::text END
   FROM claimed AS c
   LEFT JOIN {schema}.event AS e ON e.id = c.event_id AND e.created_at = c.event_created_at
