@@ -24,6 +24,7 @@ from benchmarks import (
     metrics,
     recovery,
     relay,
+    soak,
     sweep,
     window,
     worker,
@@ -53,11 +54,13 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="benchmark", required=True)
     commands.add_parser("write", parents=[common], help="commits per second of 32 writers")
     commands.add_parser("relay", parents=[common, load], help="events per second of one relay")
-    commands.add_parser("worker", parents=[common], help="events per second of one worker process")
+    commands.add_parser("worker", parents=[common], help="events per second of one worker process and of two")
     commands.add_parser("window", parents=[common], help="from a plain handler's end to its outcome")
     commands.add_parser("metrics", parents=[common], help="what metrics cost a worker's processor")
     commands.add_parser("latency", parents=[common], help="from add and commit to the handler's start")
-    commands.add_parser("idle", parents=[common], help="an idle relay's cost, and its first event after a calm")
+    commands.add_parser(
+        "idle", parents=[common], help="an idle relay's and worker's cost, and the first event after a calm"
+    )
     bounded = argparse.ArgumentParser(add_help=False)
     bounded.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     lagging = commands.add_parser("laggard", parents=[bounded], help="a handler at 1/100 of its sibling's speed")
@@ -68,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     held.set_defaults(strict=True)
     commands.add_parser("sweep", parents=[common], help="what the sweep costs on top of the relay")
     commands.add_parser("recovery", parents=[common], help="from the loss of all streams until all is done")
+    commands.add_parser("soak", parents=[common], help="a worker's memory over a million events")
     commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
     commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
     return made
@@ -115,6 +119,7 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         "latency": latency.run,
         "idle": idle.run,
         "days": days.run,
+        "soak": soak.run,
         "sweep": sweep.run,
         "recovery": recovery.run,
     }[benchmark]

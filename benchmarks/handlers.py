@@ -11,6 +11,7 @@ from functools import cache
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import workers
+from benchmarks.idle import IDLE_HANDLERS, idle_event
 from benchmarks.laggard import EVENT_NAME, LAGGARD_CONCURRENCY, LAGGARD_SECONDS, SLOW_FILE, STARTS_FILE
 from benchmarks.latency import LATENCY_FILE
 from benchmarks.window import RECORD, WINDOW_FILE
@@ -18,6 +19,9 @@ from benchmarks.window import RECORD, WINDOW_FILE
 plain_app = workers.App()
 transactional_app = workers.App()
 batch_app = workers.App()
+thread_app = workers.App()
+process_app = workers.App()
+idle_app = workers.App()
 latency_app = workers.App()
 window_app = workers.App()
 quick_app = workers.App()
@@ -39,6 +43,24 @@ async def batch(events: list[workers.Event], session: AsyncSession) -> None:
     """Nothing but reading the payloads, in one transaction for all of them."""
     for event in events:
         event.payload["order_id"]
+
+
+@thread_app.handler("bench0")
+def thread(order_id: int, customer: str, total: str, note: str) -> None:
+    """Nothing, in a thread."""
+
+
+@process_app.handler("bench0", pool="process")
+def process(order_id: int, customer: str, total: str, note: str) -> None:
+    """Nothing, in a child process."""
+
+
+async def nothing() -> None:
+    """Nothing."""
+
+
+for number in range(IDLE_HANDLERS):
+    idle_app.handler(idle_event(number), name=idle_event(number))(nothing)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a relay costs while nothing happens, and how soon it is there when something does."""
+"""What a relay and a worker cost while nothing happens, and how soon the relay is there when something does."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ REQUESTS = 100
 CALM = 3.0
 """Seconds without events before a burst."""
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+IDLE_HANDLERS = 30
+"""Handlers of the worker that has nothing to do."""
+
+
+def idle_event(number: int) -> str:
+    """The event of one of these handlers, which has its name too."""
+    return f"idle{number}"
 
 
 def run(*, repeat: int, quick: bool) -> Report:
     """Be idle, then end the calm again and again; `repeat` times."""
     seconds, bursts = (10.0, 5) if quick else (30.0, 20)
     share: list[float] = []
+    worker_share: list[float] = []
     burned: list[float] = []
     requests: list[tuple[float, float]] = []
     large: list[tuple[float, float]] = []
@@ -49,10 +57,12 @@ def run(*, repeat: int, quick: bool) -> Report:
                 for _ in range(bursts):
                     requests.append(burst(bed, connection, name, transactions=REQUESTS, events=1))
                     large.append(burst(bed, connection, name, transactions=1, events=BURST))
+                worker_share.append(idle_worker(bed, seconds) * 100)
             p50 = percentile([first for first, _ in requests], 0.5)
             say(f"  {turn}/{repeat}  {share[-1]:.2f} % of a core, first event after {p50:.2f} ms")
     sides = (
         Side("idle relay", "% of a core", tuple(share)),
+        Side(f"idle worker with {IDLE_HANDLERS} handlers", "% of a core", tuple(worker_share)),
         Side("transaction ids burned while idle", "ids", tuple(burned)),
         Side(f"first COMMIT begins → first of {REQUESTS} in Redis", "ms", tuple(first for first, _ in requests)),
         Side(f"first COMMIT begins → all {REQUESTS} in Redis", "ms", tuple(last for _, last in requests)),
@@ -61,15 +71,22 @@ def run(*, repeat: int, quick: bool) -> Report:
     )
     return Report(
         name="idle",
-        title="Idle: one relay, one attached handler, nothing to do; then bursts",
+        title="Idle: a relay and a worker with nothing to do; then bursts",
         sides=sides,
         figures=(
             Figure("idle_percent", "an idle relay's share of a core, %", sides[0].median, 0.5, at_most=True),
+            Figure(
+                "idle_worker_percent",
+                f"an idle worker's share of a core, {IDLE_HANDLERS} handlers, %",
+                sides[1].median,
+                0.5,
+                at_most=True,
+            ),
             Figure("idle_xids", "transaction ids an idle relay burns", max(burned), 0, at_most=True),
             Figure(
-                "first_p50_ms", "the first event of a burst is in Redis within, ms", sides[2].median, 5, at_most=True
+                "first_p50_ms", "the first event of a burst is in Redis within, ms", sides[3].median, 5, at_most=True
             ),
-            Figure("first_large_p50_ms", f"the first of {BURST:,} in one transaction, ms", sides[4].median),
+            Figure("first_large_p50_ms", f"the first of {BURST:,} in one transaction, ms", sides[5].median),
         ),
         notes=(f"each burst after {CALM:.0f} s of calm: {REQUESTS} transactions in a row, or one of {BURST:,} events",),
         details={"seconds": seconds, "bursts": bursts, "requests": REQUESTS, "burst": BURST},
@@ -99,6 +116,22 @@ def idle(relay: Program, connection: psycopg.Connection, seconds: float) -> tupl
     used, ids, began = cpu_seconds(relay), next_id(connection), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(relay) - used) / (time.monotonic() - began), next_id(connection) - ids
+
+
+def idle_worker(bed: Testbed, seconds: float) -> float:
+    """The share of a core that a worker takes whose handlers are all attached and have nothing to do."""
+    handlers = {idle_event(number): idle_event(number) for number in range(IDLE_HANDLERS)}
+    with bed.worker(DATABASE, "benchmarks.handlers:idle_app") as worker:
+        wait_until(
+            lambda: worker.running() and subscription.attached(bed, DATABASE, handlers),
+            "the relay attaches the worker's handlers",
+            timeout=30,
+        )
+        # What it does at its start, and once a second for its handlers' rows, has been done.
+        time.sleep(CALM)
+        used, began = cpu_seconds(worker), time.monotonic()
+        time.sleep(seconds)
+        return (cpu_seconds(worker) - used) / (time.monotonic() - began)
 
 
 def cpu_seconds(program: Program) -> float:

@@ -48,9 +48,16 @@ class Program(Server):
 
     def peak_memory(self) -> float | None:
         """The most memory it had resident so far, in MiB; None where the kernel does not tell."""
+        return self._mebibytes("VmHWM")
+
+    def memory(self) -> float | None:
+        """The memory that it has resident now, in MiB; None where the kernel does not tell."""
+        return self._mebibytes("VmRSS")
+
+    def _mebibytes(self, line_of: str) -> float | None:
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return None
-        sizes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+        sizes = [line.split()[1] for line in status.splitlines() if line.startswith(f"{line_of}:")]
         return int(sizes[0]) / 1024 if sizes else None

@@ -84,9 +84,9 @@ class Testbed:
         """A relay, as users run it."""
         return self._program("relay", ["-m", "console.main", "relay"], database)
 
-    def worker(self, database: str, app: str, **environment: str) -> Program:
-        """A worker process for `app`, as users run it."""
-        return self._program("worker", ["-m", "console.main", "worker", app], database, **environment)
+    def worker(self, database: str, app: str, *options: str, **environment: str) -> Program:
+        """A worker for `app`, as users run it: one process, unless the options say otherwise."""
+        return self._program("worker", ["-m", "console.main", "worker", app, *options], database, **environment)
 
     def module(self, name: str, *arguments: str, database: str) -> Program:
         """One of this package's own programs."""

@@ -1,8 +1,9 @@
-"""How fast one worker process takes events through a handler that does nothing, outcomes recorded in PostgreSQL."""
+"""How fast a worker takes events through handlers that do nothing, outcomes recorded in PostgreSQL."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from benchmarks import backlog, subscription
 from benchmarks.report import Figure, Report, ratio
@@ -12,40 +13,68 @@ from outbox.names import stream_key
 
 DATABASE = "bench"
 STREAM = stream_key("outbox", backlog.event_name(0))
-PLAIN = "plain"
-TRANSACTIONAL = "transactional"
-BATCH = "batch"
+
+
+class Kind(NamedTuple):
+    """A kind of handler, under what it is reported, and by how many events it is measured."""
+
+    what: str
+    key: str
+    two: str
+    events: int
+    quick: int
+    target: float | None = None
+
+
+KINDS = {
+    "plain": Kind("async handler", "plain_per_s", "ratio_two_plain", 90_000, 20_000, 20_000),
+    "transactional": Kind(
+        "with an AsyncSession", "transactional_per_s", "ratio_two_transactional", 10_000, 2_000, 1_500
+    ),
+    "batch": Kind("with an AsyncSession for 100 events", "batch_per_s", "ratio_two_batch", 90_000, 20_000, 10_000),
+    "thread": Kind("def in a thread", "thread_per_s", "ratio_two_thread", 30_000, 5_000),
+    "process": Kind("def in a child process", "process_per_s", "ratio_two_process", 15_000, 3_000),
+}
 
 
 def run(*, repeat: int, quick: bool) -> Report:
-    """Measure each kind of handler `repeat` times in turns."""
-    many = 20_000 if quick else 90_000
-    counts = {PLAIN: many, TRANSACTIONAL: 2_000 if quick else 10_000, BATCH: many}
+    """Measure each kind of handler in one worker process and in two, `repeat` times in turns."""
+    counts = {handler: kind.quick if quick else kind.events for handler, kind in KINDS.items()}
     with testbed() as bed:
         say("worker: " + ", ".join(f"{count:,} events {handler}" for handler, count in counts.items()))
         keys = {handler: prepare(bed, handler, count) for handler, count in counts.items()}
         sides = in_turns(
             "events/s",
-            {handler: partial(rate, bed, handler, keys[handler], count) for handler, count in counts.items()},
+            {
+                side(handler, processes): partial(rate, bed, handler, keys[handler], count, processes)
+                for handler, count in counts.items()
+                for processes in (1, 2)
+            },
             repeat,
         )
     return Report(
         name="worker",
-        title="Worker: one process, a handler that does nothing, its outcome recorded in PostgreSQL",
+        title="Worker: a handler that does nothing, its outcome recorded in PostgreSQL",
         sides=tuple(sides.values()),
         figures=(
-            Figure("plain_per_s", "async handler, events per second", sides[PLAIN].median, 20_000),
-            Figure(
-                "transactional_per_s", "with an AsyncSession, events per second", sides[TRANSACTIONAL].median, 1_500
+            *(
+                Figure(kind.key, f"{kind.what}, events per second", sides[handler].median, kind.target)
+                for handler, kind in KINDS.items()
             ),
-            Figure(
-                "batch_per_s", "with an AsyncSession for 100 events, events per second", sides[BATCH].median, 10_000
+            ratio("ratio_batch", "a batch of 100 against one at a time", sides["batch"], sides["transactional"]),
+            *(
+                ratio(kind.two, f"{kind.what}, two processes against one", sides[side(handler, 2)], sides[handler])
+                for handler, kind in KINDS.items()
             ),
-            ratio("ratio_batch", "a batch of 100 against one at a time", sides[BATCH], sides[TRANSACTIONAL]),
         ),
         notes=("from the first delivery row to the last; the events stood in Redis before the worker started",),
         details={"events": counts},
     )
+
+
+def side(handler: str, processes: int) -> str:
+    """What a side is called."""
+    return handler if processes == 1 else f"{handler}, {processes} processes"
 
 
 def template(handler: str) -> str:
@@ -66,11 +95,12 @@ def prepare(bed: Testbed, handler: str, events: int) -> Keys:
     return bed.copy_keys()
 
 
-def rate(bed: Testbed, handler: str, keys: Keys, events: int) -> float:
+def rate(bed: Testbed, handler: str, keys: Keys, events: int, processes: int = 1) -> float:
     """One run of a worker: events per second by the times that the delivery rows carry."""
+    app = f"benchmarks.handlers:{handler}_app"
     bed.create(DATABASE, template=template(handler))
     bed.restore_keys(keys)
-    with bed.worker(DATABASE, f"benchmarks.handlers:{handler}_app") as worker:
+    with bed.worker(DATABASE, app, "--processes", str(processes)) as worker:
         wait_until(
             lambda: worker.running() and acknowledged(bed, handler), f"the worker runs {events:,} events", timeout=300
         )

@@ -36,9 +36,9 @@ def test_every_test_on_the_page_exists() -> None:
     assert not missing
 
 
-def test_every_row_that_concerns_the_relay_has_a_test() -> None:
+def test_every_row_has_a_test() -> None:
     rows = dict(re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| (.+) \|$", PAGE, re.MULTILINE))
-    wanted = [str(number) for number in range(2, 28) if number != 8] + ["8a", "8b", "27a", "27b"]
+    wanted = [str(number) for number in range(2, 42) if number != 8] + ["8a", "8b", "27a", "27b"]
     assert not [row for row in wanted if "::" not in rows.get(row, "")]
 
 

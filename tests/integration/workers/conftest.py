@@ -200,12 +200,13 @@ class Process:
 
 @pytest.fixture
 def start(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[..., Process]]:
-    """Start worker processes: `start(source_of_tasks, *arguments)` or `start(source_of_tasks, lease=seconds)`."""
+    """Start worker processes: `start(source_of_tasks, *arguments)` or `start(source_of_tasks, lease=seconds)`, on the
+    servers of the test or, with `away=`, on settings that lead nowhere."""
     started: list[Process] = []
 
-    def begin(source: str, *arguments: str, lease: float | None = None) -> Process:
+    def begin(source: str, *arguments: str, lease: float | None = None, away: Settings | None = None) -> Process:
         (tmp_path / "tasks.py").write_text(source)
-        process = Process(programs, tmp_path, settings, list(arguments), lease)
+        process = Process(programs, tmp_path, away or settings, list(arguments), lease)
         started.append(process)
         return process
 

@@ -51,6 +51,42 @@ def test_what_a_killed_worker_held_is_done_by_another_with_effects_once(
     assert effects(outbox) == list(range(150))
 
 
+LONG = """
+@app.handler("e")
+async def h(n: int, session: AsyncSession) -> None:
+    await session.execute(INSERT, {"n": n})
+    Path(f"begun-{n}-{os.getpid()}").touch()
+    while not Path("go").exists():
+        await asyncio.sleep(0.01)
+"""
+
+
+def test_a_run_that_outlasts_its_lease_again_and_again_is_one_run(
+    outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    lease = "SELECT lease::text, extract(epoch FROM due_at)::float8 FROM outbox.delivery WHERE state = 'retrying'"
+    outbox.attach("h", "e")
+    outbox.write("e", {"n": 1})
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, 'h', created_at, 'retrying', 1, now() FROM outbox.event"
+    )
+    outbox.publish("e", {"n": 2})
+    for worker in [start(HEAD + LONG, lease=0.6) for _ in range(2)]:
+        wait_for(worker.started)
+    wait_for(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+    token, until = outbox.one(lease)
+    wait_for(lambda: outbox.one(lease)[1] > until + 2)
+    assert outbox.one(lease)[0] == token
+    (entry,) = outbox.redis.xpending_range("outbox:{e}", "h", "-", "+", 10)
+    assert entry["times_delivered"] == 1
+    (tmp_path / "go").touch()
+    wait_for(lambda: outbox.count("done") == 2)
+    assert len(list(tmp_path.glob("begun-*"))) == 2
+    assert effects(outbox) == [1, 2]
+    assert outbox.one("SELECT max(crashes) FROM outbox.delivery") == 0
+
+
 STOPPABLE = """
 FIRST, GO = Path("first"), Path("go")
 

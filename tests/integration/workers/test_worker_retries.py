@@ -260,35 +260,6 @@ def test_many_due_retries_are_claimed_as_room_allows_and_all_finish(outbox: Any,
     assert max(leased) < 100
 
 
-def test_a_lease_outlives_a_long_run(outbox: Any, settings: Any, until: Any) -> None:
-    app, runs = workers.App(), []
-
-    @app.handler("e")
-    async def h(n: int) -> None:
-        runs.append(n)
-        await asyncio.sleep(2.0)
-
-    outbox.attach("h", "e")
-    outbox.publish("e", {"n": 1})
-    outbox.write("e", {"n": 2})
-    outbox.sql.execute(
-        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
-        " SELECT id, 'h', created_at, 'retrying', 1, now() FROM outbox.event WHERE payload->>'n' = '2'"
-    )
-
-    async def main() -> None:
-        options: dict[str, Any] = {"lease": 0.6, "heartbeat": 0.15}
-        async with workers.Worker(app, settings, **options), workers.Worker(app, settings, **options):
-            await until(lambda: len(runs) == 2)
-            pending = outbox.redis.xpending_range(stream_key("outbox", "e"), "h", "-", "+", 10)
-            await until(lambda: outbox.count("done") == 2)
-            assert [entry["times_delivered"] for entry in pending] == [1]
-
-    asyncio.run(main())
-    assert sorted(runs) == [1, 2]
-    assert outbox.one("SELECT max(crashes) FROM outbox.delivery") == 0
-
-
 def test_a_worker_that_lost_an_entry_or_a_retry_ends_that_run(outbox: Any, work: Any, until: Any) -> None:
     app, started, cancelled = workers.App(), [], []
 
