@@ -13,6 +13,7 @@ from outbox.names import stream_key
 
 DATABASE = "bench"
 STREAM = stream_key("outbox", backlog.event_name(0))
+PLAIN = "plain"
 
 
 class Kind(NamedTuple):
@@ -27,7 +28,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "plain": Kind("async handler", "plain_per_s", "ratio_two_plain", 90_000, 20_000, 20_000),
+    PLAIN: Kind("async handler", "plain_per_s", "ratio_two_plain", 90_000, 20_000, 20_000),
     "transactional": Kind(
         "with an AsyncSession", "transactional_per_s", "ratio_two_transactional", 10_000, 2_000, 1_500
     ),

@@ -23,7 +23,10 @@ from workers.link import Redis, Servers, Unreachable, by_server, exchange
 T = TypeVar("T")
 
 BLOCK = 2.0
-"""Seconds the doorbell waits; after as many seconds every stream is looked at anyway."""
+"""Seconds the doorbell waits."""
+
+LOOK_EVERY = 5.0
+"""Seconds after which every stream is looked at, whatever the doorbell says."""
 
 LISTEN_AGAIN = 0.2
 """Seconds after which the main stream of a detached handler may ring again."""
@@ -91,13 +94,13 @@ class Consumer:
 
     async def run(self) -> None:
         """Serve until stopped. Raises what made it impossible to take in what was read."""
-        look_at = self._loop.time() + BLOCK
+        look_at = self._loop.time() + LOOK_EVERY
         try:
             while not self._stopping:
                 if self._error is not None:
                     raise self._error
                 if self._loop.time() >= look_at:
-                    look_at = self._loop.time() + BLOCK
+                    look_at = self._loop.time() + LOOK_EVERY
                     self.look_everywhere()
                 self._wake.clear()
                 await self._up.wait()

@@ -11,7 +11,7 @@ from workers.database import Database
 from workers.delivery import Recorder, given_back, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
-from workers.link import Script, Servers, Unreachable, command
+from workers.link import Script, Servers, Unreachable, by_server, command, exchange
 from workers.once import Mark
 
 CHUNK = 500
@@ -137,12 +137,17 @@ class Leases:
 
     async def take_over(self) -> None:
         """Look for entries whose worker is gone, until cancelled: PostgreSQL drives them from then on."""
+        forget_at = 0.0
         while True:
-            for source in self._sources:
+            forget = self._loop.time() >= forget_at
+            if forget:
+                forget_at = self._loop.time() + FORGET_AFTER
+            for source in self._sources if forget else await self._left():
                 try:
                     while await self._reclaim(source) == CHUNK:
                         pass
-                    await self._forget_consumers(source)
+                    if forget:
+                        await self._forget_consumers(source)
                 except ResponseError as error:
                     if "NOGROUP" not in str(error) and "no such key" not in str(error):
                         self._log.warning("reclaim.failed", stream=source.key, error=str(error))
@@ -151,6 +156,28 @@ class Leases:
                     # When Redis is back, the living must get to renew their leases first.
                     await asyncio.sleep(2 * self._heartbeat)
             await asyncio.sleep(self._lease / 4)
+
+    async def _left(self) -> list[Source]:
+        """The streams of which somebody holds entries longer than a lease. Mostly none, so all are asked together."""
+        found: list[Source] = []
+        idle = int(self._lease * 1000)
+        groups = by_server(self._servers, ((source.key, source) for source in self._sources))
+        for client, keyed in groups.items():
+            sources = [source for _, source in keyed]
+            try:
+                replies = await exchange(
+                    client,
+                    [("XPENDING", each.key, each.lane.name, "IDLE", idle, "-", "+", 1) for each in sources],
+                )
+            except Unreachable as error:
+                self._log.warning("reclaim.failed", stream=sources[0].key, error=type(error).__name__)
+                await asyncio.sleep(2 * self._heartbeat)
+                continue
+            # Errors are looked at one by one, but for those that only say that nothing can be held.
+            found += [
+                each for each, reply in zip(sources, replies, strict=True) if reply and "NOGROUP" not in str(reply)
+            ]
+        return found
 
     async def _reclaim(self, source: Source) -> int:
         idle = int(self._lease * 1000)

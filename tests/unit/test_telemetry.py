@@ -80,10 +80,11 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     """What is configured meanwhile is forgotten."""
     monkeypatch.delenv("NO_COLOR", raising=False)
+    # Before it changes: what is patched is put back to what it was then.
+    monkeypatch.setattr(telemetry, "_shown", logging.INFO)
     before = structlog.get_config()
     yield Terminal()
     structlog.configure(**before)
-    monkeypatch.setattr(telemetry, "_shown", logging.INFO)
 
 
 def test_lines_are_json_where_there_is_no_terminal(terminal: Terminal) -> None:
