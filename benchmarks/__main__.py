@@ -25,6 +25,7 @@ from benchmarks import (
     recovery,
     relay,
     soak,
+    status,
     sweep,
     window,
     worker,
@@ -73,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("recovery", parents=[common], help="from the loss of all streams until all is done")
     commands.add_parser("soak", parents=[common], help="a worker's memory over a million events")
     commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
+    kept = commands.add_parser("status", parents=[common], help="what people ask, when much has been kept")
+    kept.add_argument("--events", type=positive, metavar="N", help="how many are kept (default 10,000,000)")
     commands.add_parser("all", parents=[common], help="all four, and every figure against its target")
     return made
 
@@ -109,6 +112,8 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         return relay.run(repeat=options.repeat, load=load, hold_transaction=hold)
     if benchmark == "laggard":
         return laggard.run(events=options.events)
+    if benchmark == "status":
+        return status.run(repeat=options.repeat, quick=options.quick, events=options.events)
     if benchmark == "memory":
         return memory.run(quick=options.quick)
     run = {

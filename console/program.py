@@ -17,6 +17,7 @@ from console.commands.migrate import migrate
 from console.commands.relay import relay
 from console.commands.replay import replay
 from console.commands.status import status
+from console.commands.top import top
 from console.commands.upkeep import upkeep
 from console.commands.worker import worker
 
@@ -36,6 +37,7 @@ app.command("relay", rich_help_panel=_RUN)(relay)
 app.command("worker", rich_help_panel=_RUN)(worker)
 app.command("dev", rich_help_panel=_RUN)(dev)
 app.command("status", rich_help_panel=_LOOK)(status)
+app.command("top", rich_help_panel=_LOOK)(top)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.command("dead", rich_help_panel=_LOOK)(dead)
 app.command("replay", rich_help_panel=_LOOK)(replay)

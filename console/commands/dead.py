@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console import options
-from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
+from console.commands.selection import (
+    LISTED,
+    Error,
+    Group,
+    Handler,
+    Ids,
+    Key,
+    LookAt,
+    Name,
+    Since,
+    Until,
+    Where,
+    selected,
+    tell_reach,
+)
 from console.listing import Form, Output, cell, note, say, show
 
 if TYPE_CHECKING:
@@ -46,6 +60,7 @@ def dead(
     group: Group = None,
     groups: Annotated[bool, typer.Option("--groups", help="Count them by error, numbers and ids left out.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    look_at: LookAt = LISTED,
     output: Output = Form.TABLE,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
@@ -67,18 +82,19 @@ def dead(
     )
     settings = options.settings(database_url=database_url, schema_name=schema)
     if groups:
-        counted = admin.error_groups(settings, which, limit=limit)
+        counted = admin.error_groups(settings, which, limit=limit, look_at=look_at)
         show([asdict(each) for each in counted], GROUPS, output, empty="no dead letter fits")
+        tell_reach(counted.reached, look_at)
         return
-    found = admin.dead_letters(settings, which, limit=limit)
-    show([row(letter) for letter in found], COLUMNS, output, empty="no dead letter fits")
+    found = admin.dead_letters(settings, which, limit=limit + 1, look_at=look_at)
+    shown = found[:limit]
+    show([row(letter) for letter in shown], COLUMNS, output, empty="no dead letter fits")
     if ids and output is Form.TABLE:
-        for letter in found:
+        for letter in shown:
             show_traceback(letter)
-    if len(found) == limit:
-        total = admin.count_dead_letters(settings, which)
-        if total > limit:
-            note(f"{limit} of {total} are shown; see --limit")
+    if len(found) > limit:
+        note(f"more than {limit:,} fit; see --limit")
+    tell_reach(found.reached, look_at)
 
 
 def show_traceback(letter: DeadLetter) -> None:

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console import options
-from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
+from console.commands.selection import (
+    LISTED,
+    Error,
+    Group,
+    Handler,
+    Ids,
+    Key,
+    LookAt,
+    Name,
+    Since,
+    Until,
+    Where,
+    selected,
+    tell_reach,
+)
 from console.listing import Form, Output, note, show
 
 if TYPE_CHECKING:
@@ -27,6 +41,7 @@ def events(
     error: Error = None,
     group: Group = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    look_at: LookAt = LISTED,
     output: Output = Form.TABLE,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
@@ -38,6 +53,7 @@ def events(
 
     \b
     outbox events --name send_email --since 1h
+    outbox events --where payload.user_id=7 --error refused
     outbox events 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55 -o json
     """
     which = selected(
@@ -49,12 +65,14 @@ def events(
         options.settings(database_url=database_url, schema_name=schema),
         which,
         limit=limit,
+        look_at=look_at,
     )
     columns = {"created_at": "CREATED", "id": "ID", "name": "EVENT", "key": "KEY", "outcome": "DELIVERIES"}
     rows = [_row(event) for event in found]
     if output is Form.TABLE:
         rows = [{**row, "outcome": _outcome(event)} for row, event in zip(rows, found, strict=True)]
     show(rows, columns, output, empty="no event fits")
+    tell_reach(found.reached, look_at)
     missing = set(which.ids or ()) - {event.id for event in found}
     if missing and len(found) < limit:
         note(f"no event has the id {', '.join(map(str, sorted(missing)))}")

@@ -9,6 +9,7 @@ from uuid import UUID
 import typer
 
 from console import moments
+from console.listing import cell, note
 
 if TYPE_CHECKING:
     from outbox.admin.selection import Selection
@@ -39,6 +40,20 @@ Group = Annotated[
     str | None,
     typer.Option(metavar="GROUP", help="Of this group of errors: see `outbox dead --groups`.", rich_help_panel=_WHICH),
 ]
+LookAt = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Look through so many of the time given, the latest first.", rich_help_panel=_WHICH
+    ),
+]
+LISTED = 100_000
+"""As `outbox.admin.LISTED`, which is not loaded to show help."""
+
+
+def tell_reach(reached: datetime | None, look_at: int) -> None:
+    """Say that there is more than was looked at."""
+    if reached is not None:
+        note(f"looked at the latest {look_at:,}, back to {cell(reached)}: --until or --look-at reaches further")
 
 
 def selected(

@@ -6,12 +6,14 @@ from outbox.admin.events import Delivery, LoggedEvent, events
 from outbox.admin.find import story
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
+from outbox.admin.page import LISTED, Page
 from outbox.admin.replaying import Candidate, Outcome, Replayed, candidates, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
 from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
 
 __all__ = [
+    "LISTED",
     "LOOK_AT",
     "Cancellation",
     "Candidate",
@@ -28,6 +30,7 @@ __all__ = [
     "LoggedEvent",
     "Moment",
     "Outcome",
+    "Page",
     "PayloadField",
     "Replayed",
     "Selection",

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
+from outbox.admin.page import LISTED, Page
 from outbox.admin.selection import EVENTS, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
@@ -47,17 +48,26 @@ def events(
     *,
     schema: str | None = None,
     limit: int = 50,
-) -> list[LoggedEvent]:
+    look_at: int = LISTED,
+) -> Page[LoggedEvent]:
     """The events that fit, the latest first, at most `limit`. Raises as `status` does.
 
-    A rare name or key without `since` reads the whole retained log.
+    Looks at the latest `look_at` of the ids or the time that are selected; the page says how far that went.
 
     >>> events("postgresql:///shop", Selection(name="send_email"), limit=1)[0].deliveries
     (Delivery(handler='send_email', state='done', ...),)
     """
+    selection = which or Selection()
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
-        selected, asked = (which or Selection()).conditions(EVENTS, where)
-        return [_event(row) for row in cursor.execute(statement("events", where, selected), {**asked, "limit": limit})]
+        span, asked = selection.span.conditions(EVENTS, where)
+        selected, given = selection.rest.conditions(EVENTS, where)
+        asked |= given | {"limit": limit, "most": look_at}
+        found = Page(map(_event, cursor.execute(statement("events", where, selected, span=span), asked)))
+        if len(found) < limit:
+            beyond = f"SELECT e.created_at FROM {where}.event AS e WHERE {span} ORDER BY e.id DESC"
+            row = cursor.execute(f"{beyond} OFFSET %(most)s LIMIT 1".encode(), asked).fetchone()
+            found.reached = None if row is None else row["created_at"]
+        return found
 
 
 def _event(row: Mapping[str, Any]) -> LoggedEvent:

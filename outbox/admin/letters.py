@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
+import psycopg
 from psycopg.rows import class_row, tuple_row
 
+from outbox.admin.page import LISTED, Page
 from outbox.admin.selection import LETTERS, Selection, group_of
-from outbox.admin.state import LOOK_AT
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
 
@@ -42,8 +44,11 @@ def dead_letters(
     schema: str | None = None,
     limit: int = 100,
     oldest_first: bool = False,
-) -> list[DeadLetter]:
+    look_at: int = LISTED,
+) -> Page[DeadLetter]:
     """The dead letters that fit, the latest first unless `oldest_first`, at most `limit`. Raises as `status` does.
+
+    Looks at the first `look_at` of the ids or the time that are selected; the page says how far that went.
 
     >>> [letter.error for letter in dead_letters("postgresql:///shop", Selection(handler="send_email"))]
     ['MailboxFull: ...']
@@ -52,9 +57,32 @@ def dead_letters(
         opened(database, schema) as (connection, where),
         connection.cursor(row_factory=class_row(DeadLetter)) as cursor,
     ):
-        selected, asked = (which or Selection()).conditions(LETTERS, where)
-        asked |= {"limit": limit, "oldest_first": oldest_first}
-        return cursor.execute(statement("letters", where, selected), asked).fetchall()
+        span, selected, asked = _conditions(which, where)
+        asked |= {"limit": limit, "most": look_at}
+        order = "ASC" if oldest_first else "DESC"
+        query = statement("letters", where, selected, span=span, order=order)
+        found = Page(cursor.execute(query, asked))
+        if len(found) < limit:
+            found.reached = _beyond(connection, where, span, asked, order)
+        return found
+
+
+def _conditions(which: Selection | None, schema: str) -> tuple[str, str, dict[str, Any]]:
+    """The span and the rest of a selection as SQL, and the parameters of both."""
+    selection = which or Selection()
+    span, asked = selection.span.conditions(LETTERS, schema)
+    selected, given = selection.rest.conditions(LETTERS, schema)
+    return span, selected, asked | given
+
+
+def _beyond(
+    connection: psycopg.Connection[Any], schema: str, span: str, asked: dict[str, Any], order: str = "DESC"
+) -> datetime | None:
+    """When the first letter died that was not looked at."""
+    query = f"SELECT l.died_at FROM {schema}.dead_letter AS l WHERE l.replayed_at IS NULL AND {span}"
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(f"{query} ORDER BY l.died_at {order} OFFSET %(most)s LIMIT 1".encode(), asked).fetchone()
+    return None if row is None else row[0]
 
 
 def count_dead_letters(database: Database, which: Selection | None = None, *, schema: str | None = None) -> int:
@@ -88,11 +116,12 @@ def error_groups(
     *,
     schema: str | None = None,
     limit: int = 100,
-    look_at: int = LOOK_AT,
-) -> list[ErrorGroup]:
+    look_at: int = LISTED,
+) -> Page[ErrorGroup]:
     """The dead letters that fit in groups by error, the largest first, at most `limit` groups.
 
-    The latest `look_at` letters that fit are counted. Raises as `status` does.
+    The latest `look_at` letters of the ids or the time that are selected are looked at; the page says how far that
+    went. Raises as `status` does.
 
     >>> [(group.error, group.count) for group in error_groups("postgresql:///shop", Selection(handler="send_email"))]
     [('MailboxFull: user 7 has 1,024 letters', 12)]
@@ -101,6 +130,9 @@ def error_groups(
         opened(database, schema) as (connection, where),
         connection.cursor(row_factory=class_row(ErrorGroup)) as cursor,
     ):
-        selected, asked = (which or Selection()).conditions(LETTERS, where)
+        span, selected, asked = _conditions(which, where)
         asked |= {"limit": limit, "most": look_at}
-        return cursor.execute(statement("error_groups", where, selected, group_of("l.error")), asked).fetchall()
+        query = statement("error_groups", where, selected, span=span, group=group_of("l.error"))
+        found = Page(cursor.execute(query, asked))
+        found.reached = _beyond(connection, where, span, asked)
+        return found

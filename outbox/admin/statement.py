@@ -9,13 +9,15 @@ from outbox.names import check_schema
 
 
 @lru_cache(maxsize=256)
-def statement(name: str, schema: str, selection: str = "TRUE", group: str = "NULL") -> bytes:
+def statement(name: str, schema: str, selection: str = "TRUE", **parts: str) -> bytes:
     """A statement of `sql/` for a schema, about what `selection` (of `Selection.conditions`) selects.
 
-    `group` is what `selection.group_of` gives, for statements that group by it.
+    `parts` are further texts of ours that stand in it by name.
     """
-    text = _text(name).replace("{schema}", check_schema(schema))
-    return text.replace("{selection}", selection).replace("{group}", group).encode()
+    text = _text(name)
+    for part, value in {**parts, "selection": selection, "schema": check_schema(schema)}.items():
+        text = text.replace(f"{{{part}}}", value)
+    return text.encode()
 
 
 @cache

@@ -188,3 +188,67 @@ def test_groups_are_counted_by_handler_and_error_the_largest_first(db: Db) -> No
     assert [each.count for each in admin.error_groups(db, Selection(handler="g"))] == [1]
     assert [each.count for each in admin.error_groups(db, limit=1)] == [3]
     assert sum(each.count for each in admin.error_groups(db, look_at=2)) == 2
+
+
+# How far listings look ----------------------------------------------------------------------------------------------
+
+
+def test_a_listing_looks_no_further_than_it_is_told_and_says_where_it_ended(db: Db) -> None:
+    for number in range(5):
+        die(db, f"k{number}")
+    first, second = (admin.dead_letters(db, oldest_first=True)[n].died_at for n in (1, 2))
+    rare = Selection(key="k0")
+    assert [event.key for event in admin.events(db, rare)] == ["k0"]
+    assert (admin.events(db, rare).reached, admin.dead_letters(db, rare).reached) == (None, None)
+    for found in (admin.dead_letters(db, rare, look_at=2), admin.error_groups(db, rare, look_at=2)):
+        assert (len(found), found.reached) == (0, second)
+    oldest = admin.dead_letters(db, Selection(key="k4"), look_at=1, oldest_first=True)
+    assert (oldest, oldest.reached) == ([], first)
+    assert admin.events(db, rare, look_at=2).reached is not None
+    assert [letter.key for letter in admin.dead_letters(db, Selection(key="k0", until=first), look_at=1)] == ["k0"]
+    assert admin.dead_letters(db, limit=1, look_at=2).reached is None, "it has found what was asked for"
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        Selection(),
+        Selection(key="nobody"),
+        Selection(payload=(PayloadField(("n",), "-1"),)),
+        Selection(handler="h", error="nothing like it"),
+        Selection(group="0000000000"),
+    ],
+    ids=lambda which: ", ".join(which.described()) or "everything",
+)
+def test_no_listing_reads_more_than_it_looks_at_however_much_there_is(db: Db, which: Selection) -> None:
+    db.execute("INSERT INTO outbox.event (name, key, payload) SELECT 'a', 'k', '{}' FROM generate_series(1, 20000)")
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+        " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event"
+    )
+    db.execute(
+        "INSERT INTO outbox.dead_letter"
+        " (event_id, handler, event_created_at, name, key, payload, attempts, error, died_at, replayed_at)"
+        " SELECT id, 'h', created_at, name, key, payload, 1, 'boom', created_at, CASE WHEN seq % 2 = 0 THEN now() END"
+        "   FROM outbox.event"
+    )
+    db.execute("VACUUM ANALYZE outbox.event, outbox.delivery, outbox.dead_letter")
+    before = rows_read(db)
+    admin.events(db, which, limit=10, look_at=500)
+    admin.dead_letters(db, which, limit=10, look_at=500)
+    admin.error_groups(db, which, limit=10, look_at=500)
+    # Each of the three looks at 500, some ask the index once more for what is beyond, and one looks up deliveries.
+    assert rows_read(db) - before < 6_000
+
+
+def rows_read(db: Db) -> int:
+    """Rows that scans of tables and indexes have given in this database so far."""
+    db.execute("SELECT pg_stat_force_next_flush()")
+    row = db.execute(
+        "SELECT sum(seq_tup_read + coalesce(i.read, 0)) FROM pg_stat_user_tables AS t"
+        "  LEFT JOIN (SELECT relid, sum(idx_tup_read) AS read FROM pg_stat_user_indexes GROUP BY relid) AS i"
+        "  USING (relid)"
+        " WHERE t.schemaname = 'outbox'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])

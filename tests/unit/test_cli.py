@@ -26,7 +26,7 @@ from console.program import app
 from outbox.admin import Count, HandlerStatus, Leader, Status
 from outbox.errors import ConfigurationError
 
-COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "events", "dead", "replay", "upkeep"]
+COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "top", "events", "dead", "replay", "upkeep"]
 COMMANDS += ["pause", "resume", "cancel"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -90,6 +90,11 @@ def test_the_version_is_printed(run: Run) -> None:
         ["migrate", "--roles-sql"],
         ["migrate", "--writer", "shop"],
         ["status", "--check", "moon"],
+        ["status", "not-an-id"],
+        ["top", "--interval", "0"],
+        ["events", "--where", "user_id=7"],
+        ["events", "--handler", ""],
+        ["dead", "--look-at", "0"],
     ],
     ids=" ".join,
 )

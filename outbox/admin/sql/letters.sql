@@ -1,9 +1,9 @@
--- Dead letters that nobody has put back yet, the latest first or the oldest. Index: dead_letter_died_at in
--- either direction (the planner sees through the CASE); by id the primary key.
-SELECT event_id, handler, event_created_at, name AS event_name, key, payload::text AS payload_json, headers, attempts, error,
-       traceback, died_at
-  FROM {schema}.dead_letter AS l
- WHERE replayed_at IS NULL
-   AND {selection}
- ORDER BY CASE WHEN %(oldest_first)s::boolean THEN died_at END, died_at DESC, event_id, handler
+-- Dead letters that nobody has put back yet: of the first `most` in the span of ids and time, the latest or the oldest, those
+-- that are selected. Index: dead_letter_died_at in either direction; by id the primary key.
+SELECT l.event_id, l.handler, l.event_created_at, l.name AS event_name, l.key, l.payload::text AS payload_json, l.headers,
+       l.attempts, l.error, l.traceback, l.died_at
+  FROM (SELECT * FROM {schema}.dead_letter AS l WHERE l.replayed_at IS NULL AND {span} ORDER BY l.died_at {order}
+         LIMIT %(most)s) AS l
+ WHERE {selection}
+ ORDER BY l.died_at {order}, l.event_id, l.handler
  LIMIT %(limit)s
