@@ -250,9 +250,17 @@ def test_savepoints_are_the_handlers_own(outbox: Any, work: Any, until: Any) -> 
     assert effects(outbox) == [1, 3]
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$",
+        "SELECT pg_terminate_backend(pg_backend_pid())",
+    ],
+    ids=["conflict", "connection"],
+)
 @EITHER
-def test_serialization_failures_are_repeated_in_place_and_cost_no_attempt(
-    outbox: Any, work: Any, until: Any, event: str, handler: str
+def test_conflicts_and_lost_connections_are_repeated_in_place_and_cost_no_attempt(
+    outbox: Any, work: Any, until: Any, event: str, handler: str, failure: str
 ) -> None:
     app, runs = workers.App(), []
 
@@ -261,31 +269,7 @@ def test_serialization_failures_are_repeated_in_place_and_cost_no_attempt(
         runs.append(context.attempt)
         yield INSERT, {"n": n}
         if len(runs) < 3:
-            yield (text("DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$"),)
-
-    outbox.attach(handler, event)
-    outbox.publish(event, {"n": 1})
-
-    async def scenario(worker: workers.Worker) -> None:
-        await until(lambda: outbox.count("done") == 1)
-
-    work(app, scenario)
-    assert runs == [1, 1, 1]
-    assert effects(outbox) == [1]
-
-
-@EITHER
-def test_a_terminated_connection_is_repeated_in_place(
-    outbox: Any, work: Any, until: Any, event: str, handler: str
-) -> None:
-    app, runs = workers.App(), []
-
-    @both(app)
-    def _(context: workers.Context, n: int) -> Any:
-        runs.append(context.attempt)
-        yield INSERT, {"n": n}
-        if len(runs) < 3:
-            yield (text("SELECT pg_terminate_backend(pg_backend_pid())"),)
+            yield (text(failure),)
 
     outbox.attach(handler, event)
     outbox.publish(event, {"n": 1})
