@@ -87,6 +87,39 @@ def test_a_run_that_outlasts_its_lease_again_and_again_is_one_run(
     assert outbox.one("SELECT max(crashes) FROM outbox.delivery") == 0
 
 
+FOR_MINUTES = """
+@app.handler("e", timeout=600)
+async def long() -> None:
+    Path(f"begun-{os.getpid()}").touch()
+    await asyncio.sleep(600)
+
+@app.handler("f")
+async def short() -> None:
+    Path(f"short-{os.getpid()}").touch()
+    await asyncio.sleep(0.01 if Path("killed").exists() else 600)
+"""
+
+
+@pytest.mark.slow
+def test_by_default_another_worker_has_what_a_killed_one_held_within_15_s_however_long_it_runs(
+    outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("long", "e")
+    outbox.attach("short", "f")
+    first = start(HEAD + FOR_MINUTES)
+    wait_for(first.started)
+    outbox.publish("e", {})
+    outbox.publish("f", {})
+    wait_for(lambda: list(tmp_path.glob("begun-*")) and list(tmp_path.glob("short-*")))
+    second = start(HEAD + FOR_MINUTES)
+    wait_for(second.started)
+    first.kill()
+    (tmp_path / "killed").touch()
+    wait_for(
+        lambda: len(list(tmp_path.glob("begun-*"))) == 2 and outbox.count("done") == 1, timeout=15, what="the takeover"
+    )
+
+
 STOPPABLE = """
 FIRST, GO = Path("first"), Path("go")
 

@@ -12,7 +12,7 @@ from workers import lease
 HANDLERS = 30
 
 
-def test_what_others_left_is_asked_of_all_streams_together(
+def test_one_connection_waits_for_all_streams_and_what_others_left_is_asked_of_all_together(
     outbox: Any, work: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[int] = []
@@ -36,10 +36,12 @@ def test_what_others_left_is_asked_of_all_streams_together(
         outbox.attach(f"h{number}", f"e{number}")
 
     async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.redis.info("clients")["blocked_clients"] == 1)
         # The first round looks at each, for consumers that are to be forgotten, too.
         await until(lambda: len(together) >= 1)
         alone.clear()
         await until(lambda: len(together) >= 4)
+        assert outbox.redis.info("clients")["blocked_clients"] <= 1
 
     monkeypatch.setattr(lease, "exchange", noted_exchange)
     monkeypatch.setattr(lease, "command", noted_command)

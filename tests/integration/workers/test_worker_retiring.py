@@ -1,4 +1,4 @@
-"""Worker processes that are replaced by new ones after a number of events."""
+"""Worker processes that are replaced by new ones: after a number of events, and when they died."""
 
 from __future__ import annotations
 
@@ -92,6 +92,28 @@ def test_events_that_run_while_their_processes_are_replaced_are_neither_lost_nor
     log = (tmp_path / "worker.log").read_text()
     assert "worker.replaced" in log
     assert "worker.crashed" not in log
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+
+
+def test_a_process_that_is_killed_is_started_again(
+    outbox: Any, command: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    def log(text: str) -> int:
+        return (tmp_path / "worker.log").read_text().count(text)
+
+    outbox.sql.execute("CREATE TABLE effects (n integer)")
+    outbox.attach("plain", "e")
+    outbox.attach("transactional", "e")
+    worker = command("--processes", "2")
+    wait_for(lambda: log("worker.started") == 2)
+    outbox.publish("e", {"n": 1})
+    wait_for(lambda: outbox.count("done") == 2)
+    _, pid = (tmp_path / "runs").read_text().splitlines()[0].split()
+    os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: log("worker.crashed") == 1 and log("worker.started") == 3)
+    outbox.publish("e", {"n": 2})
+    wait_for(lambda: outbox.count("done") == 4)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
 
