@@ -56,6 +56,7 @@ MetricsHost = Annotated[
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit table.", show_default=False)]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit table.")]
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -11,7 +11,9 @@ from console.commands.cancel import cancel
 from console.commands.dead import dead
 from console.commands.demo import demo
 from console.commands.dev import dev
+from console.commands.discard import discard
 from console.commands.events import events
+from console.commands.handlers import forget, rename
 from console.commands.hold import pause, resume
 from console.commands.migrate import migrate
 from console.commands.relay import relay
@@ -44,6 +46,9 @@ app.command("replay", rich_help_panel=_LOOK)(replay)
 app.command("pause", rich_help_panel=_LOOK)(pause)
 app.command("resume", rich_help_panel=_LOOK)(resume)
 app.command("cancel", rich_help_panel=_LOOK)(cancel)
+app.command("discard", rich_help_panel=_LOOK)(discard)
+app.command("forget", rich_help_panel=_LOOK)(forget)
+app.command("rename", rich_help_panel=_LOOK)(rename)
 app.command("upkeep", rich_help_panel=_LOOK)(upkeep)
 
 

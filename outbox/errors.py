@@ -42,5 +42,9 @@ class UnknownError(OutboxError, LookupError):
     """A handler, event or dead letter that was named and that there is none of. Nothing was changed."""
 
 
+class InUseError(OutboxError):
+    """What was to be removed or renamed is being used. Nothing was changed."""
+
+
 class NotYetSupportedError(OutboxError, NotImplementedError):
     """An option that is named already but not built yet. Nothing was written."""

@@ -1,9 +1,11 @@
 """Looking after an outbox: how far everything is, what failed, and running it again."""
 
 from outbox.admin.cancelling import Cancellation, cancel
+from outbox.admin.discarding import Discarded, discard
 from outbox.admin.edit import Edit
 from outbox.admin.events import Delivery, LoggedEvent, events
 from outbox.admin.find import story
+from outbox.admin.handlers import Forgotten, forget, rename
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.page import LISTED, Page
@@ -20,9 +22,11 @@ __all__ = [
     "Count",
     "DeadLetter",
     "Delivery",
+    "Discarded",
     "Edit",
     "ErrorGroup",
     "Failure",
+    "Forgotten",
     "HandlerStatus",
     "HandlerStory",
     "Hold",
@@ -43,10 +47,13 @@ __all__ = [
     "candidates",
     "count_dead_letters",
     "dead_letters",
+    "discard",
     "error_groups",
     "events",
+    "forget",
     "holds",
     "pause",
+    "rename",
     "replay",
     "resume",
     "status",

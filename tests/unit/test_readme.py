@@ -57,6 +57,9 @@ NEEDED = {
     "dev": ["shop.tasks:app"],
     "pause": ["relay"],
     "resume": ["relay"],
+    "discard": ["--reason", "x"],
+    "forget": ["h"],
+    "rename": ["h", "g"],
     "cancel": [str(UUID(int=7))],
 }
 """What a command cannot do without."""
