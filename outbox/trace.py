@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Any
 
 MAX_LENGTH = 512
 """Characters of one header; longer ambient values are left out."""
@@ -39,30 +40,38 @@ def receive(headers: Mapping[str, str]) -> None:
         correlation_id.set(correlation)
         if "structlog.contextvars" in sys.modules:
             sys.modules["structlog.contextvars"].bind_contextvars(correlation_id=correlation)
-    if (parent := _TRACEPARENT.match(carried.get("traceparent", ""))) is not None:
+    if _TRACEPARENT.match(carried.get("traceparent", "")) is not None:
         _received.set(carried)
-        if "opentelemetry.trace" in sys.modules:
-            _attach(parent, carried.get("tracestate", ""))
+        if "opentelemetry.trace" in sys.modules and (context := remote_context(carried)) is not None:
+            trace = sys.modules["opentelemetry.trace"]
+            span = trace.NonRecordingSpan(context)
+            sys.modules["opentelemetry.context"].attach(trace.set_span_in_context(span))
 
 
-def _attach(parent: re.Match[str], state: str) -> None:
+def remote_context(headers: Mapping[str, object]) -> Any | None:
+    """OpenTelemetry's context of the span that an event's headers name; None when they name none.
+
+    Only where `opentelemetry.trace` is imported.
+    """
+    parent = _TRACEPARENT.match(str(headers.get("traceparent", "")))
+    if parent is None:
+        return None
     trace = sys.modules["opentelemetry.trace"]
-    span = trace.SpanContext(
+    context = trace.SpanContext(
         trace_id=int(parent[1], 16),
         span_id=int(parent[2], 16),
         is_remote=True,
         trace_flags=trace.TraceFlags(int(parent[3], 16)),
-        trace_state=trace.TraceState.from_header([state]),
+        trace_state=trace.TraceState.from_header([str(headers.get("tracestate", ""))]),
     )
-    if span.is_valid:
-        sys.modules["opentelemetry.context"].attach(trace.set_span_in_context(trace.NonRecordingSpan(span)))
+    return context if context.is_valid else None
 
 
 def headers() -> dict[str, str]:
     """`traceparent`, `tracestate` and `correlation_id` of the running context, those that there are."""
     found: dict[str, str] = dict(_received.get())
     if "opentelemetry.trace" in sys.modules:
-        _add_trace_context(found)
+        put_context(found, sys.modules["opentelemetry.trace"].get_current_span().get_span_context())
     correlation = correlation_id.get()
     if correlation is None and "structlog.contextvars" in sys.modules:
         correlation = sys.modules["structlog.contextvars"].get_contextvars().get("correlation_id")
@@ -71,9 +80,11 @@ def headers() -> dict[str, str]:
     return found
 
 
-def _add_trace_context(found: dict[str, str]) -> None:
-    """Written out here, because the process's propagator may be set to another format than W3C."""
-    context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
+def put_context(found: dict[str, str], context: Any) -> None:
+    """Let headers carry this OpenTelemetry context on, if it is one.
+
+    Written out here, because the process's propagator may be set to another format than W3C.
+    """
     if context.is_valid:
         found.pop("tracestate", None)
         found["traceparent"] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"

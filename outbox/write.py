@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +17,7 @@ from uuid_utils.compat import uuid7
 
 from outbox import payload as rules
 from outbox import session as sessions
-from outbox import trace
+from outbox import spans, trace
 from outbox.errors import NotYetSupportedError, PayloadError, TargetError
 from outbox.event import Event
 from outbox.names import check_name
@@ -108,6 +109,7 @@ def add_many(
     made = [
         _made(checked, _as_mapping(each), _key(each) if callable(_key) else _key, None, headers) for each in payloads
     ]
+    made = _traced(made, _headers)
     if made:
         write(made)
     return made
@@ -155,7 +157,8 @@ def _event(
         if payload:
             raise PayloadError("give a name with keyword arguments or a model, not a model with keyword arguments")
         content = name_or_model
-    return _made(check_name(name), content, key, id, _merged(headers))
+    [made] = _traced([_made(check_name(name), content, key, id, _merged(headers))], headers)
+    return made
 
 
 def _made(
@@ -175,6 +178,18 @@ def _merged(given: Mapping[str, str] | None) -> Mapping[str, str] | None:
         headers |= rules.check_headers(given)
         rules.encode_headers(headers)
     return MappingProxyType(headers) if headers else None
+
+
+def _traced(made: list[Event], given: Mapping[str, str] | None) -> list[Event]:
+    """The events, as children of a span for their creation where OpenTelemetry is at work and the caller named no
+    other origin."""
+    if not made or (given is not None and "traceparent" in given) or spans.tracer() is None:
+        return made
+    headers = dict(made[0].headers)
+    one = len(made) == 1
+    spans.create(headers, made[0].name, message=str(made[0].id) if one else None, count=None if one else len(made))
+    rules.encode_headers(headers)
+    return [replace(each, headers=MappingProxyType(headers)) for each in made]
 
 
 def _carried(kind: type) -> str:

@@ -13,6 +13,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox import spans
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
@@ -23,6 +24,7 @@ from relay.feed import MainFeed
 from relay.handlers import Handler, Handlers
 from relay.measures import Measures
 from relay.patience import Patience
+from relay.tracing import sending
 from relay.window import FEWEST, next_most, window
 
 log = structlog.get_logger()
@@ -88,8 +90,7 @@ class Feed:
                 if self._complete == self._feeds.main.position.tick:
                     self._attach()
                 return True
-            self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in chunk.parts.items()])
-            if self._feeds.appender.settle():
+            if not self._append(chunk):
                 self._restart()
                 return True
             reach("feed.appended")
@@ -100,6 +101,12 @@ class Feed:
             self._moved(chunk.last)
             self._report(chunk)
         return True
+
+    def _append(self, chunk: tick.Chunk) -> bool:
+        """Whether there was a stream without a hole to put it on."""
+        with sending(self._feeds.tracer, iter((chunk,))) as (traced,):
+            self._feeds.appender.submit([Append(self.key, name, entries) for name, entries in traced.parts.items()])
+            return not self._feeds.appender.settle()
 
     def close(self) -> None:
         if self._chunks is not None:
@@ -234,6 +241,7 @@ class CatchUp:
         self.patience = patience
         self.main = main
         self.measures = measures
+        self.tracer = spans.tracer()
         self._feeds: dict[str, Feed] = {}
         self._waited = 0.0
 

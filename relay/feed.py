@@ -11,6 +11,7 @@ import psycopg
 import redis
 import structlog
 
+from outbox import spans
 from outbox.failpoints import reach
 from outbox.names import catch_up_key, stream_key
 from outbox.position import END, ORIGIN, Position
@@ -21,6 +22,7 @@ from relay.handlers import Handler, Handlers
 from relay.measures import Measures
 from relay.patience import Patience
 from relay.tick import Tick
+from relay.tracing import sending
 from relay.wire import Entries
 
 log = structlog.get_logger()
@@ -69,6 +71,7 @@ class MainFeed:
         self._patience = patience
         self._go_on = go_on
         self._measures = measures
+        self._tracer = spans.tracer()
         self._floor = 0
         self._touched: set[str] = set()
         self._streams: dict[str, Position] = {}
@@ -157,6 +160,10 @@ class MainFeed:
         return tick.read(self._connection, self._schema, each, names, after) if names else iter(())
 
     def _publish(self, each: Tick, chunks: Iterator[tick.Chunk], after: int = -1) -> int:
+        with sending(self._tracer, chunks) as traced:
+            return self._send(each, traced, after)
+
+    def _send(self, each: Tick, chunks: Iterator[tick.Chunk], after: int) -> int:
         self.tick = each
         self.position = Position(each.id, max(after, 0))
         count = noted = 0

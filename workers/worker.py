@@ -18,7 +18,7 @@ from outbox.health import Pulse
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
 from outbox.settings import Settings
-from workers import link, registration
+from workers import link, registration, tracing
 from workers.app import App
 from workers.batch_execution import BatchExecution
 from workers.batch_lane import BatchLane
@@ -212,6 +212,7 @@ class Worker:
         execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources, middleware)
         self._executions.append(execution)
         run = Once(execution.run, control, handler.timeout).run if handler.at_most_once else execution.run
+        run = tracing.around(handler, run)
         if self._measures is not None:
             run = self._measures.around(handler.name, run)
         lane = make_lane(
