@@ -30,6 +30,7 @@ LIBRARIES = [
     "fast_depends",
     "logging",
     "psycopg",
+    "pytest",
     "pydantic",
     "pydantic_settings",
     "redis",
@@ -44,7 +45,7 @@ LIBRARIES = [
     "uuid_utils.compat",
     "uvloop",
 ]
-"""What our programs load before their own code."""
+"""What our programs, and tests that are run by tests, load before code of ours."""
 
 
 class Forked:

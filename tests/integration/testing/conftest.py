@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
 import pytest
+from forking import Programs
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
@@ -35,6 +37,23 @@ def add(outbox_database_url: str) -> Callable[..., None]:
         engine.dispose()
 
     return write
+
+
+@pytest.fixture
+def run_pytest(programs: Programs, pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run pytest in a process of its own, on the files of the pytester: `run_pytest("-k", "servers")`."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        began = time.monotonic()
+        done = programs.run(
+            ["-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(pytester.path / "temporary"), *arguments],
+            cwd=pytester.path,
+            timeout=120,
+        )
+        duration = time.monotonic() - began
+        return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), duration)
+
+    return run
 
 
 @pytest.fixture(params=["async", "sync"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,11 @@ DOCUMENT = (Path(__file__).parents[3] / "docs/testing.md").read_text()
 
 
 def test_the_tests_of_the_documentation_pass(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, postgres_url: str, outbox_redis_url: str
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    run_pytest: Callable[..., pytest.RunResult],
+    postgres_url: str,
+    outbox_redis_url: str,
 ) -> None:
     for name in list(os.environ):
         if name.startswith(("OUTBOX_", "PYTEST_")):
@@ -30,6 +35,6 @@ def test_the_tests_of_the_documentation_pass(
     for name, block in files.items():
         (pytester.path / name).write_text(block)
     tests = len(re.findall(r"^async def test_", DOCUMENT, re.MULTILINE))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=120)
+    result = run_pytest()
     result.assert_outcomes(passed=tests)
     assert tests >= 5
