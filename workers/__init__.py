@@ -5,6 +5,10 @@
 ... async def send_email(user_id: int, session: AsyncSession, event: Event) -> None: ...
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from fast_depends import Depends
 
 from outbox.event import Event
@@ -23,7 +27,9 @@ from workers.errors import (
 )
 from workers.middleware import Middleware, Next
 from workers.outcome import Dead, Done, Outcome, Retry
-from workers.worker import Worker
+
+if TYPE_CHECKING:
+    from workers.worker import Worker
 
 __all__ = [
     "App",
@@ -49,3 +55,13 @@ __all__ = [
     "SoftTimeout",
     "Worker",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A child process runs handlers, and has no use for what it takes to reach PostgreSQL and Redis.
+    if name != "Worker":
+        raise AttributeError(f"module 'workers' has no attribute {name!r}")
+    from workers.worker import Worker
+
+    globals()[name] = Worker
+    return Worker

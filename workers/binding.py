@@ -21,19 +21,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from fast_depends.dependencies import Dependant
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from outbox.event import Event
 from workers.context import Context
 from workers.errors import HandlerError, PayloadMismatchError
-from workers.resources import Resources, shown
+from workers.resources import Resources, sessions, shown
 
 INJECTABLE: dict[Any, str] = {
     Event: "event",
     list[Event]: "events",
-    AsyncSession: "async_session",
-    Session: "session",
     Context: "context",
 }
 
@@ -165,7 +161,7 @@ def _compiled(function: Callable[..., Any], who: str, place: _Place) -> Binding:
             dependencies[parameter.name] = _dependency(marker, who, place)
             continue
         bare = _bare(annotation)
-        kind = INJECTABLE.get(bare)
+        kind = INJECTABLE.get(bare) or sessions().get(bare)
         if kind is not None:
             if kind in injected:
                 raise HandlerError(f"{who} asks twice for {shown(annotation)}")

@@ -10,13 +10,15 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from workers.binding import Binding
-from workers.database import Database
 from workers.errors import HandlerError, SupersededError
 from workers.job import Job
+
+if TYPE_CHECKING:
+    from workers.database import Database
 
 
 class Mark(str):

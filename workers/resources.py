@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import typing
 from collections.abc import (
     AsyncGenerator,
@@ -19,9 +20,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NewType, get_args, get_origin
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-
 from outbox.errors import ConfigurationError
 from outbox.event import Event
 from workers.context import Context
@@ -29,9 +27,21 @@ from workers.context import Context
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 """Takes the app and gives an async context manager, whose value handlers are given by its type."""
 
-_OWN = (Event, Context, AsyncSession, Session)
+_OWN = (Event, Context)
+_SESSIONS = {"sqlalchemy.ext.asyncio": ("AsyncSession", "async_session"), "sqlalchemy.orm": ("Session", "session")}
 _YIELDING = (AsyncIterator, AsyncIterable, AsyncGenerator, AbstractAsyncContextManager)
 _OF_PAYLOADS = {"builtins", "typing", "types", "datetime", "decimal", "uuid", "collections", "collections.abc"}
+
+
+def sessions() -> dict[Any, str]:
+    """SQLAlchemy's classes of sessions, with what each is called where it is injected.
+
+    Only those that are loaded: no annotation is a class that nobody imported, and who asks for no session is spared
+    SQLAlchemy.
+    """
+    return {
+        getattr(sys.modules[module], name): kind for module, (name, kind) in _SESSIONS.items() if module in sys.modules
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ def declared(lifespan: Lifespan | None, namespace: Mapping[str, Any]) -> Resourc
         if _is_resource(kind):
             found.setdefault(kind, []).append(field)
     for kind in found:
-        if kind in _OWN:
+        if kind in _OWN or kind in sessions():
             raise ConfigurationError(f"the lifespan gives a {shown(kind)}, which handlers get from the worker itself")
     return Resources(
         declared=value,

@@ -23,15 +23,14 @@ import structlog
 
 from outbox import telemetry
 from outbox.errors import ConfigurationError, OutboxError
-from outbox.schema import SCHEMA
 from outbox.settings import Settings
 from workers.app import App
 from workers.backoff import Backoff
 from workers.measures import Measures
-from workers.worker import DEFAULT_CONCURRENCY, Worker
 
 if TYPE_CHECKING:
     from workers.reports import Reports
+    from workers.worker import Worker
 
 GRACE = 30.0
 DEADLINE = 8.0
@@ -156,6 +155,10 @@ def serve(
 ) -> int:
     """Run one worker in this process until it is told to stop, or has handled `max_events`: then the exit status is
     `RETIRED`."""
+    # A process that only starts others does without.
+    from outbox.schema import SCHEMA
+    from workers.worker import DEFAULT_CONCURRENCY, Worker
+
     if settings.schema_name != SCHEMA:
         raise ConfigurationError(
             f"handlers' outbox.add writes to the schema {SCHEMA!r} and not to {settings.schema_name!r}: "

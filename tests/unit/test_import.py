@@ -37,6 +37,12 @@ def test_the_relay_and_the_commands_that_look_load_no_sqlalchemy(program: str) -
     assert python(f"import sys; {program}; print('sqlalchemy' in sys.modules)") == "False"
 
 
+def test_a_child_process_of_a_worker_loads_neither_servers_clients_nor_sqlalchemy() -> None:
+    loads = "import sys, workers.child; from workers import App, Depends"
+    heavy = "{'sqlalchemy', 'psycopg', 'redis', 'pydantic_settings', 'relay', 'console'}"
+    assert python(f"{loads}; print(sorted({heavy} & sys.modules.keys()))") == "[]"
+
+
 def test_the_schema_is_named_by_the_environment() -> None:
     show = "import outbox; print(outbox.metadata.schema, outbox.insert('a').table.fullname)"
     assert python(show, OUTBOX_SCHEMA="shop_outbox") == "shop_outbox shop_outbox.event"
