@@ -11,22 +11,22 @@ from sqlalchemy import Connection
 from workers.batch import Batch
 from workers.batch_middleware import around
 from workers.database import array
-from workers.delivery import dead_letter, failures, first_failures, keys, leases
+from workers.delivery import dead_letter, failures, first_failures, keys
 from workers.errors import SupersededError
 from workers.execution import Execution
 from workers.handler import Handler
 from workers.job import Job
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.queries import sql
-from workers.transaction import SUPERSEDED, commit_with
+from workers.transaction import SUPERSEDED, commit_with, finish_leased
 
 
 def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
     """The rows of all deliveries of a batch, as the end of its transaction.
 
-    Raises `SupersededError` when another worker recorded an outcome first for one of those that worked. That of one
-    that failed stands, as it does for any failure. New rows travel with COMMIT in one message: a worker that is stopped
-    here leaves none open for which others would wait.
+    Raises as `commit_with`, and `SupersededError` when one of them was lost. An outcome that another worker recorded
+    first for one that failed stands, as it does for any failure. New rows travel with COMMIT in one message: a worker
+    that is stopped here leaves none open for which others would wait.
     """
     assert isinstance(job, Batch)
     outcomes = job.outcomes
@@ -34,14 +34,10 @@ def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
         raise SupersededError(SUPERSEDED)
     done = [job for job, outcome in outcomes if isinstance(outcome, Done)]
     if finished := [job for job in done if job.lease is not None]:
-        rows = connection.exec_driver_sql(sql("finish_done", schema), keys(finished) | leases(finished)).fetchall()
-        if len(rows) != len(finished):
-            raise SupersededError(SUPERSEDED)
+        finish_leased(connection, finished, schema)
     statements = [_merged(connection, sql(name, schema), params) for name, params in _failed(outcomes)]
     if first := [job for job in done if job.lease is None]:
         statements.append(_commit_batch(first, schema))
-    elif statements:
-        statements.append("COMMIT")
     if statements:
         commit_with(connection, ";\n".join(statements), schema)
 

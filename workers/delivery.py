@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from workers.crash import Crashed
 from workers.database import Database, array
+from workers.errors import RowRefusedError
 from workers.job import Job
 from workers.lane import Source
 from workers.link import Servers, Unreachable, by_server
@@ -15,14 +17,22 @@ from workers.measures import Measures
 from workers.once import Mark
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
 from workers.patience import until_back
+from workers.refusal import stand_in
 
 BATCH = 1000
+
+REFUSED_AGAIN = 3.0
+"""Seconds until an outcome that PostgreSQL did not take is tried again."""
+
+T = TypeVar("T")
 
 
 class Recorder:
     """Takes the outcome of every attempt. While one batch is being written the next one gathers.
 
-    Recording and acknowledging go on side by side: while Redis is away outcomes still reach PostgreSQL.
+    Recording and acknowledging go on side by side: while Redis is away outcomes still reach PostgreSQL. An outcome that
+    PostgreSQL does not take, because of what is in it or because another transaction holds its row, is set aside and
+    tried again by itself: its delivery stays this worker's, and no other outcome waits for it.
     """
 
     def __init__(self, database: Database, servers: Servers, log: Any, measures: Measures | None = None) -> None:
@@ -31,6 +41,7 @@ class Recorder:
         self._log = log
         self._measures = measures
         self._pending: list[tuple[Job, Outcome | None]] = []
+        self._again: deque[tuple[Job, Outcome | None]] = deque()
         self._recorded: list[Job] = []
         self._open = 0
         self.recorded = 0
@@ -60,18 +71,58 @@ class Recorder:
         while True:
             await self._to_record.wait()
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            if not self._pending:
+            alone = [self._again.popleft()] if self._again else []
+            if not self._pending and not self._again:
                 self._to_record.clear()
-            async with self.between_batches:
-                await self._record(batch)
-            if self._measures is not None:
-                self._measures.recorded(batch)
-            self.recorded += len(batch)
-            self.wrote.set()
-            jobs = [job for job, _ in batch]
-            self._recorded += [job for job in jobs if job.entries()]
-            self._to_acknowledge.set()
-            self._release([job for job in jobs if not job.entries()])
+            for entries in (batch, alone):
+                if entries:
+                    await self._settle(entries)
+
+    async def _settle(self, batch: list[tuple[Job, Outcome | None]]) -> None:
+        async with self.between_batches:
+            refused = await self.each(self._record, batch)
+        if refused:
+            batch = self._set_aside(batch, refused)
+        if self._measures is not None:
+            self._measures.recorded(batch)
+        self.recorded += len(batch)
+        self.wrote.set()
+        jobs = [job for job, _ in batch]
+        self._recorded += [job for job in jobs if job.entries()]
+        self._to_acknowledge.set()
+        self._release([job for job in jobs if not job.entries()])
+
+    def _set_aside(
+        self, batch: list[tuple[Job, Outcome | None]], refused: dict[int, RowRefusedError]
+    ) -> list[tuple[Job, Outcome | None]]:
+        """Let those that were refused come again later; the others."""
+        for number, why in refused.items():
+            job, outcome = batch[number]
+            log = self._log.warning if why.held else self._log.error
+            log("delivery.refused", handler=job.lane.name, event_id=job.event_id, error=str(why))
+            asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._try_again, (job, stand_in(outcome, why)))
+        return [entry for number, entry in enumerate(batch) if number not in refused]
+
+    def _try_again(self, entry: tuple[Job, Outcome | None]) -> None:
+        self._again.append(entry)
+        self._to_record.set()
+
+    @staticmethod
+    async def each(write: Callable[[list[T]], Awaitable[None]], items: list[T]) -> dict[int, RowRefusedError]:
+        """Write these together or, when PostgreSQL refuses, one by one. Those refused, by number, and why."""
+        try:
+            await write(items)
+            return {}
+        except RowRefusedError as error:
+            if len(items) == 1:
+                return {0: error}
+        refused: dict[int, RowRefusedError] = {}
+        for number, item in enumerate(items):
+            try:
+                await write([item])
+            except RowRefusedError as error:
+                refused[number] = error
+        return refused
 
     async def acknowledge(self) -> None:
         """XACK what was recorded until cancelled."""
@@ -105,29 +156,29 @@ class Recorder:
                 (failed if job.lease is None else failed_again).append((job, outcome))
                 job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + (outcome.delay or 0.0))
             elif isinstance(outcome, Dead):
-                await self.bury(job, outcome.reason, outcome.traceback)
+                await self._database.write(*dead_letter(job, outcome.reason, outcome.traceback))
         if done:
-            await self._database.fetch("done", keys(done))
+            await self._database.write("done", keys(done))
         if finished:
             await self._finish(finished)
         if failed:
-            await self._database.fetch("retry", first_failures(failed))
+            await self._database.write("retry", first_failures(failed))
         if failed_again:
-            await self._database.fetch("finish_retry", failures(failed_again))
+            await self._database.write("finish_retry", failures(failed_again))
 
     async def _finish(self, jobs: list[Job]) -> None:
         marks = [(job, job.lease) for job in jobs if isinstance(job.lease, Mark)]
         if marks:
             beginnings = {"beginnings": [mark.beginning for _, mark in marks]}
-            await self._database.fetch("finish_once", keys([job for job, _ in marks]) | beginnings)
+            await self._database.write("finish_once", keys([job for job, _ in marks]) | beginnings)
         leased = [job for job in jobs if not isinstance(job.lease, Mark)]
         if leased:
-            await self._database.fetch("finish_done", keys(leased) | leases(leased))
+            await self._database.write("finish_done", keys(leased) | leases(leased))
 
     async def bury(self, job: Job, error: str, traceback: str | None = None, *, cost: int = 1) -> None:
-        """Make a delivery dead, with its dead letter."""
+        """Make a delivery dead, with its dead letter. Raises `RowRefusedError`."""
         name, params = dead_letter(job, error, traceback, cost=cost)
-        await self._database.fetch(name, params)
+        await self._database.write(name, params)
         self.buried(job)
 
     def buried(self, job: Job) -> None:

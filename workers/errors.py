@@ -128,6 +128,14 @@ class SupersededError(OutboxError):
     """Another worker recorded an outcome for this delivery first; what this attempt did is rolled back."""
 
 
+class RowRefusedError(OutboxError):
+    """PostgreSQL refuses one delivery's row, for what is in it or because another transaction holds it (`held`)."""
+
+    def __init__(self, message: str, *, held: bool = False) -> None:
+        super().__init__(message)
+        self.held = held
+
+
 class ChildDiedError(OutboxError):
     """The child process of a handler with `pool="process"` died in the middle of its run."""
 

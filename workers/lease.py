@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -13,6 +15,8 @@ from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Script, Servers, Unreachable, by_server, command, exchange
 from workers.once import Mark
+
+T = TypeVar("T")
 
 CHUNK = 500
 FORGET_AFTER = 60.0
@@ -100,7 +104,7 @@ class Leases:
                 job
                 for lane in self._lanes.values()
                 for job in lane.active.values()
-                if job.lease and not job.closed and not isinstance(job.lease, Mark)
+                if job.lease and not isinstance(job.lease, Mark)
             ]
             if not held:
                 continue
@@ -121,8 +125,14 @@ class Leases:
             jobs = [job for job in found if job.lease is None and source.lane.active.get(job.event_id) is job]
             if not jobs:
                 return
-            rows = await self._database.fetch("hold", keys(jobs) | {"lease": self._lease})
-            granted: dict[str, str] = dict(rows)
+            granted: dict[str, str] = {}
+
+            async def hold(jobs: list[Job]) -> None:
+                granted.update(await self._database.write("hold", keys(jobs) | {"lease": self._lease}))
+
+            refused = await self._recorder.each(hold, jobs)
+            # Those are named by the next heartbeat again.
+            jobs = [job for number, job in enumerate(jobs) if number not in refused]
             held = [job for job in jobs if job.event_id in granted]
             for job in held:
                 job.lease = granted[job.event_id]
@@ -205,28 +215,9 @@ class Leases:
                 broken.append(entry_id)
             else:
                 jobs.append(job)
-        if jobs:
-            crashes = [int(stale[job.entry_id] < HANDED_BACK_IDLE) for job in jobs]
-            await self._database.fetch(
-                "retry",
-                keys(jobs)
-                | {
-                    "attempts": crashes,
-                    "crashes": crashes,
-                    "delays": [0.0] * len(jobs),
-                    "errors": [LEFT if crash else None for crash in crashes],
-                },
-            )
-        if gone:
-            await self._database.fetch(
-                "adopt",
-                {
-                    "seqs": [int(entry_id.partition(b"-")[2]) for entry_id in gone],
-                    "handler": group,
-                    "event_name": source.lane.handler.event_name,
-                    "error": LEFT,
-                },
-            )
+        crashed = {job.event_id for job in jobs if stale[job.entry_id] < HANDED_BACK_IDLE}
+        jobs = await self._taken(partial(self._retry, crashed), jobs)
+        gone = await self._taken(partial(self._adopt, source.lane), gone)
         acknowledged = [job.entry_id for job in jobs] + gone + broken
         if acknowledged:
             await self._recorder.acknowledge_entries({source: acknowledged})
@@ -235,6 +226,26 @@ class Leases:
                 "lease.taken_over", stream=source.key, handler=group, entries=len(acknowledged), trimmed=len(gone)
             )
         return len(pending)
+
+    async def _taken(self, write: Callable[[list[T]], Awaitable[None]], items: list[T]) -> list[T]:
+        """Those that PostgreSQL took. The others are not acknowledged, and found again after another lease."""
+        if not items:
+            return []
+        refused = await self._recorder.each(write, items)
+        for why in refused.values():
+            self._log.warning("reclaim.refused", error=str(why))
+        return [item for number, item in enumerate(items) if number not in refused]
+
+    async def _retry(self, crashed: set[str], jobs: list[Job]) -> None:
+        crashes = [int(job.event_id in crashed) for job in jobs]
+        errors = [LEFT if crash else None for crash in crashes]
+        counts = {"attempts": crashes, "crashes": crashes, "delays": [0.0] * len(jobs)}
+        await self._database.write("retry", keys(jobs) | counts | {"errors": errors})
+
+    async def _adopt(self, lane: Lane, entries: list[bytes]) -> None:
+        found = {"seqs": [int(entry_id.partition(b"-")[2]) for entry_id in entries], "error": LEFT}
+        names = {"handler": lane.name, "event_name": lane.handler.event_name}
+        await self._database.write("adopt", found | names)
 
     async def _still_absent(self, source: Source, ids: list[bytes]) -> list[bytes]:
         """Those of `ids` that are in the stream no more; the others were claimed by somebody faster."""

@@ -79,14 +79,11 @@ class Measures:
     def _committed(self, job: Job) -> None:
         if isinstance(job, Batch):
             self.recorded(job.outcomes)
-            for one, outcome in job.outcomes:
-                if isinstance(outcome, Dead):
-                    self.buried(one)
         else:
             self.handlers[job.lane.name].done([job.at])
 
     def recorded(self, batch: Iterable[tuple[Job, Outcome | None]]) -> None:
-        """These outcomes are in PostgreSQL now. `buried` counts those that are dead."""
+        """These outcomes are in PostgreSQL now."""
         done: dict[Lane, list[int]] = defaultdict(list)
         for job, outcome in batch:
             if type(outcome) is Done:
@@ -94,6 +91,8 @@ class Measures:
             elif isinstance(outcome, Retry | Snoozed):
                 name = "retry" if isinstance(outcome, Retry) else "snoozed"
                 self.handlers[job.lane.name].outcomes[name] += 1
+            elif isinstance(outcome, Dead):
+                self.buried(job)
         for lane, moments in done.items():
             self.handlers[lane.name].done(moments)
         for measures in self.handlers.values():

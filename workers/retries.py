@@ -7,6 +7,7 @@ from typing import Any
 
 from workers.database import Database, array
 from workers.delivery import Recorder, given_back
+from workers.errors import RowRefusedError
 from workers.job import Job
 from workers.lane import Lane
 from workers.outcome import MAX_CRASHES
@@ -142,4 +143,8 @@ class Retries:
 
     async def _bury(self, job: Job, error: str) -> None:
         self._log.error("delivery.dead", handler=job.lane.name, event_id=job.event_id, attempt=job.attempt, error=error)
-        await self._recorder.bury(job, error, cost=0)
+        try:
+            await self._recorder.bury(job, error, cost=0)
+        except RowRefusedError as refused:
+            # Its lease ends, and it is claimed again.
+            self._log.error("delivery.refused", handler=job.lane.name, event_id=job.event_id, error=str(refused))

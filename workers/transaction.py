@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import psycopg
@@ -14,9 +15,10 @@ from sqlalchemy.orm import Session
 
 from workers.database import SET_IF_DIRECT
 from workers.delivery import keys, leases
-from workers.errors import SessionOwnedError, SupersededError
+from workers.errors import SessionOwnedError, Snooze, SupersededError
 from workers.job import Job
 from workers.queries import sql
+from workers.refusal import LOCK_NOT_AVAILABLE
 
 _ADVICE = (
     "the worker ends this transaction together with the delivery's outcome, so that both stand or fall as one; remove "
@@ -24,6 +26,15 @@ _ADVICE = (
 )
 
 SUPERSEDED = "another worker recorded an outcome first"
+
+HELD = "another transaction holds this delivery's row open"
+WAIT_BRIEFLY, WAIT_AS_BEFORE = "SET LOCAL lock_timeout = 2000", "SET LOCAL lock_timeout TO DEFAULT"
+"""Around the rows that are written at a transaction's end, in milliseconds: nobody waits longer for one that another
+transaction holds. What COMMIT itself waits for, at deferred constraints, is the handler's own."""
+
+HELD_FOR = 1.0
+"""Seconds that a run is put off whose delivery is held."""
+UNIQUE_VIOLATION = "23505"
 _JOB = "outbox.job"
 _DIRECT = "outbox.direct"
 
@@ -116,24 +127,50 @@ def record_on_commit(engine: Engine, schema: str, write: Write) -> None:
 
 
 def write_outcome(connection: Connection, job: Job, schema: str) -> None:
-    """The row of one delivery, as the end of its transaction. Raises `SupersededError`."""
+    """The row of one delivery, as the end of its transaction. Raises as `commit_with`."""
     if job.lease is not None:
-        finished = connection.exec_driver_sql(sql("finish_done", schema), keys([job]) | leases([job]))
-        if not finished.fetchall():
-            raise SupersededError(SUPERSEDED)
-        return
-    commit_with(connection, _commit_done(job, schema), schema)
+        finish_leased(connection, [job], schema)
+    else:
+        commit_with(connection, _commit_done(job, schema), schema)
 
 
-def commit_with(connection: Connection, statement: str, schema: str) -> None:
-    """Send rows and COMMIT in one message. Raises `SupersededError`, and commits nothing, if a row is there already."""
+def finish_leased(connection: Connection, jobs: list[Job], schema: str) -> None:
+    """The rows of retries that worked. Raises `SupersededError` if a lease is gone, and `Snooze` as `commit_with`."""
+    with _put_off():
+        connection.exec_driver_sql(WAIT_BRIEFLY)
+        rows = connection.exec_driver_sql(sql("finish_done", schema), keys(jobs) | leases(jobs)).fetchall()
+        connection.exec_driver_sql(WAIT_AS_BEFORE)
+    if len(rows) != len(jobs):
+        raise SupersededError(SUPERSEDED)
+
+
+def commit_with(connection: Connection, rows: str, schema: str) -> None:
+    """Send the statement that writes rows, and COMMIT, in one message.
+
+    Nothing is committed when it raises: `SupersededError` if a row is there already, and `Snooze` if another
+    transaction holds one, which may come to either end.
+    """
+    statement = f"{WAIT_BRIEFLY};\n{rows};\n{WAIT_AS_BEFORE};\nCOMMIT"
     try:
-        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+        with _put_off():
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     except sqlalchemy.exc.IntegrityError as error:
         violated = getattr(error.orig, "diag", None)
-        if violated is None or violated.schema_name != schema or not violated.table_name.startswith("delivery"):
+        if violated is None or violated.sqlstate != UNIQUE_VIOLATION:
+            raise
+        if violated.schema_name != schema or not violated.table_name.startswith("delivery"):
             raise
         raise SupersededError(SUPERSEDED) from None
+
+
+@contextmanager
+def _put_off() -> Iterator[None]:
+    try:
+        yield
+    except sqlalchemy.exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        raise Snooze(HELD_FOR, HELD) from None
 
 
 def _commit_done(job: Job, schema: str) -> str:

@@ -23,7 +23,7 @@ from workers.app import App
 from workers.batch_execution import BatchExecution
 from workers.batch_lane import BatchLane
 from workers.consumer import Consumer
-from workers.database import Database
+from workers.database import LOCK_TIMEOUT, Database
 from workers.delivery import Recorder
 from workers.execution import Execution
 from workers.handler import Handler
@@ -142,7 +142,8 @@ class Worker:
     async def _start(self) -> None:
         self._up = asyncio.Event()
         url, schema = self._settings.libpq_url(), self._settings.schema_name
-        self._databases = [Database(url, schema, self._up, self._log) for _ in range(3)]
+        waits = (None, LOCK_TIMEOUT, LOCK_TIMEOUT)
+        self._databases = [Database(url, schema, self._up, self._log, lock_timeout=wait) for wait in waits]
         lookups, outcomes, control = self._databases
         self._servers = link.connect(self._settings.redis_url.get_secret_value())
         for database in self._databases:

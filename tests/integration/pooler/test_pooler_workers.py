@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from sqlalchemy import Engine, event, text
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -21,6 +22,8 @@ import outbox
 import workers
 from outbox.settings import Settings
 from relay import Relay
+from workers.database import Database
+from workers.errors import RowRefusedError
 
 INSERT = text("INSERT INTO effect VALUES (:handler, :n)")
 FAST = workers.Backoff(initial=0.01, jitter=0)
@@ -302,3 +305,23 @@ def test_only_behind_a_pooler_a_transaction_begins_with_a_statement_of_ours(
         event.remove(Engine, "before_cursor_execute", hear)
     assert len([statement for statement in said if "idle_in_transaction" in statement]) == (10 if behind else 0)
     assert bool(prepared[-1]) == (not behind)
+
+
+def test_a_row_that_is_held_is_waited_for_briefly_and_the_limit_stays_on_no_session(
+    pooled: Settings, settings: Settings, sql: psycopg.Connection[Any]
+) -> None:
+    async def main() -> None:
+        database = Database(pooled.libpq_url(), "outbox", asyncio.Event(), structlog.get_logger(), lock_timeout=0.05)
+        with psycopg.connect(settings.libpq_url()) as holder:
+            holder.execute("INSERT INTO outbox.handler (name, event_name) VALUES ('h', 'e')")
+            handler = {"names": ["h"], "event_names": ["e"], "starts": [None]}
+            with pytest.raises(RowRefusedError) as refused:
+                await database.write("register", handler)
+            assert refused.value.held
+        assert await database.write("register", handler) == [("h", "e")]
+        assert await database.query("SHOW lock_timeout", {}) == [("50ms",)]
+        await database.close()
+
+    asyncio.run(main())
+    with psycopg.connect(pooled.libpq_url()) as other:
+        assert other.execute("SHOW lock_timeout").fetchone() == ("0",)
