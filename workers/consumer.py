@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from redis.exceptions import RedisError, ResponseError
 
 from outbox.entry import from_microseconds
+from outbox.failpoints import reach
 from outbox.position import Position
 from workers import expiry, prefetch
 from workers.database import Database, array
@@ -209,6 +210,7 @@ class Consumer:
 
     async def _admit(self, source: Source, entries: list[Any], *, full: bool, ahead: Ahead | None) -> None:
         """Run what has no outcome yet; acknowledge the rest."""
+        reach("worker.read")
         lane = source.lane
         began = self._loop.time()
         jobs: list[Job] = []

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from outbox.failpoints import reach
 from workers.crash import Crashed
 from workers.database import Database, array
 from workers.errors import RowRefusedError
@@ -79,8 +80,10 @@ class Recorder:
                     await self._settle(entries)
 
     async def _settle(self, batch: list[tuple[Job, Outcome | None]]) -> None:
+        reach("worker.ran")
         async with self.between_batches:
             refused = await self.each(self._record, batch)
+        reach("worker.recorded")
         if refused:
             batch = self._set_aside(batch, refused)
         if self._measures is not None:
@@ -135,6 +138,7 @@ class Recorder:
                 for source, entry_id in job.entries():
                     entries[source].append(entry_id)
             await self.acknowledge_entries(entries)
+            reach("worker.acknowledged")
             self._release(jobs)
 
     def _release(self, jobs: list[Job]) -> None:

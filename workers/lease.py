@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
 
+from outbox.failpoints import reach
 from workers.database import Database
 from workers.delivery import Recorder, given_back, keys, leases
 from workers.job import Job, from_entry
@@ -133,6 +134,7 @@ class Leases:
             refused = await self._recorder.each(hold, jobs)
             # Those are named by the next heartbeat again.
             jobs = [job for number, job in enumerate(jobs) if number not in refused]
+            reach("worker.held")
             held = [job for job in jobs if job.event_id in granted]
             for job in held:
                 job.lease = granted[job.event_id]
@@ -220,6 +222,7 @@ class Leases:
         gone = await self._taken(partial(self._adopt, source.lane), gone)
         acknowledged = [job.entry_id for job in jobs] + gone + broken
         if acknowledged:
+            reach("worker.taken_over")
             await self._recorder.acknowledge_entries({source: acknowledged})
             source.lane.next_due = self._loop.time()
             self._log.warning(

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from outbox.failpoints import reach
 from workers.binding import Binding
 from workers.errors import HandlerError, SupersededError
 from workers.job import Job
@@ -61,6 +62,7 @@ class Once:
             beginning.cancel()
         if not beginning.result():
             raise SupersededError("another worker recorded an outcome first")
+        reach("worker.marked")
         job.lease = mark
         return await self._run(job)
 

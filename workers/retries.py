@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from outbox.failpoints import reach
 from workers.database import Database, array
 from workers.delivery import Recorder, given_back
 from workers.errors import RowRefusedError
@@ -89,6 +90,8 @@ class Retries:
                 "suspect": SUSPECT,
             },
         )
+        if rows:
+            reach("worker.claimed")
         taken = dict.fromkeys(rooms, 0)
         ready: list[Job] = []
         refused: list[Job] = []

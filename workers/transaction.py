@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy import event as hooks
 from sqlalchemy.orm import Session
 
+from outbox.failpoints import reach
 from workers.database import SET_IF_DIRECT
 from workers.delivery import keys, leases
 from workers.errors import SessionOwnedError, Snooze, SupersededError
@@ -74,9 +75,11 @@ def finish(session: Session, job: Job) -> None:
     assert isinstance(session, HandlerSession)
     if job.closed or job.cause is not None:
         raise asyncio.CancelledError
+    reach("worker.committing")
     session.ours = True
     session.connection().info[_JOB] = job
     session.commit()
+    reach("worker.committed")
     session.close()
 
 

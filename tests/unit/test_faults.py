@@ -1,4 +1,4 @@
-"""The table of faults is true: every test that it names exists, and every failpoint is one of the relay's."""
+"""The table of faults is true: every test that it names exists, and every row that concerns the relay has one."""
 
 from __future__ import annotations
 

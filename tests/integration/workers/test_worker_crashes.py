@@ -127,9 +127,10 @@ async def pause():
     try:
         FIRST.touch(exist_ok=False)
     except FileExistsError:
-        return
+        return False
     while not GO.exists():
         await asyncio.sleep(0.01)
+    return True
 
 @app.handler("e")
 async def transactional(n: int, session: AsyncSession) -> None:
@@ -139,16 +140,22 @@ async def transactional(n: int, session: AsyncSession) -> None:
 @app.handler("f")
 async def plain(n: int) -> None:
     await pause()
+
+@app.handler("g", backoff=0)
+async def failing(n: int) -> None:
+    if await pause():
+        raise ValueError("too late")
 """
 
 
 @pytest.mark.parametrize("attempt", ["first", "retry"])
-@pytest.mark.parametrize(("event", "handler"), [("e", "transactional"), ("f", "plain")])
+@pytest.mark.parametrize(("event", "handler"), [("e", "transactional"), ("f", "plain"), ("g", "failing")])
 def test_a_worker_that_was_stopped_and_replaced_can_change_nothing(
     attempt: str, event: str, handler: str, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
 ) -> None:
     outbox.attach("transactional", "e")
     outbox.attach("plain", "f")
+    outbox.attach("failing", "g")
     if attempt == "first":
         outbox.publish(event, {"n": 1})
     else:
