@@ -101,8 +101,11 @@ class Recorder:
         """Let those that were refused come again later; the others."""
         for number, why in refused.items():
             job, outcome = batch[number]
-            log = self._log.warning if why.held else self._log.error
-            log("delivery.refused", handler=job.lane.name, event_id=job.event_id, error=str(why))
+            facts = {"handler": job.lane.name, "event_id": job.event_id, "error": str(why)}
+            if why.held:
+                self._log.warning("delivery.held", **facts)
+            else:
+                self._log.error("delivery.refused", **facts)
             asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._try_again, (job, stand_in(outcome, why)))
         return [entry for number, entry in enumerate(batch) if number not in refused]
 

@@ -125,7 +125,7 @@ def test_an_outcome_whose_row_another_transaction_holds_delays_its_own_event_onl
                     [str(HELD)],
                 )
             handlers.go.set()
-            await until(lambda: "delivery.refused" in "".join(capsys.readouterr()))
+            await until(lambda: "delivery.held" in "".join(capsys.readouterr()))
             more = outbox.publish("e", *({"n": n} for n in range(ALL, 2 * ALL)))
             await until(lambda: outbox.count("done") == 2 * ALL - 1)
             assert set(more) <= set(outbox.states())
