@@ -174,10 +174,8 @@ class Recorder:
             await self._database.write("finish_retry", failures(failed_again))
 
     async def _finish(self, jobs: list[Job]) -> None:
-        marks = [(job, job.lease) for job in jobs if isinstance(job.lease, Mark)]
-        if marks:
-            beginnings = {"beginnings": [mark.beginning for _, mark in marks]}
-            await self._database.write("finish_once", keys([job for job, _ in marks]) | beginnings)
+        if marked := [job for job in jobs if isinstance(job.lease, Mark)]:
+            await self._database.write("finish_once", keys(marked) | beginnings(marked))
         leased = [job for job in jobs if not isinstance(job.lease, Mark)]
         if leased:
             await self._database.write("finish_done", keys(leased) | leases(leased))
@@ -219,6 +217,11 @@ def keys(jobs: list[Job]) -> dict[str, Any]:
 def leases(jobs: list[Job]) -> dict[str, Any]:
     """The deliveries' lease tokens as parameters."""
     return {"leases": array([str(job.lease) for job in jobs])}
+
+
+def beginnings(jobs: list[Job]) -> dict[str, Any]:
+    """What the dead letters of runs under way begin with, as parameters."""
+    return {"beginnings": [job.lease.beginning for job in jobs if isinstance(job.lease, Mark)]}
 
 
 def dead_letter(job: Job, error: str, traceback: str | None, *, cost: int = 1) -> tuple[str, dict[str, Any]]:

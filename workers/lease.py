@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from outbox.failpoints import reach
 from workers.database import Database
-from workers.delivery import Recorder, given_back, keys, leases
+from workers.delivery import Recorder, beginnings, given_back, keys, leases
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Script, Servers, Unreachable, by_server, command, exchange
@@ -101,12 +101,10 @@ class Leases:
             await asyncio.sleep(self._heartbeat)
             while self._trimmed:
                 await self._hold(*self._trimmed.popitem())
-            held = [
-                job
-                for lane in self._lanes.values()
-                for job in lane.active.values()
-                if job.lease and not isinstance(job.lease, Mark)
-            ]
+            leased = [job for lane in self._lanes.values() for job in lane.active.values() if job.lease]
+            if marked := [job for job in leased if isinstance(job.lease, Mark)]:
+                await self._database.fetch("renew_once", keys(marked) | beginnings(marked) | {"term": self._lease})
+            held = [job for job in leased if not isinstance(job.lease, Mark)]
             if not held:
                 continue
             rows = await self._database.fetch("renew", keys(held) | leases(held) | {"lease": self._lease})

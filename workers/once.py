@@ -1,7 +1,8 @@
 """Runs that must not be repeated: a delivery is dead, with its dead letter, before the run, and done only after it.
 
 So nothing ever runs it again by itself: whoever meets the event, its entry or its row, finds an outcome. A crash leaves
-the dead letter, which says that the run was interrupted.
+the dead letter, which says that the run was interrupted. While a run is under way, its worker puts the moment at which
+the letter died off, into the future: nobody finds or replays it.
 """
 
 from __future__ import annotations
@@ -42,17 +43,23 @@ class Mark(str):
 
 
 class Once:
-    """Runs the deliveries of an `at_most_once` handler: each is marked, then run. `timeout` is the handler's."""
+    """Runs the deliveries of an `at_most_once` handler: each is marked, then run.
 
-    def __init__(self, run: Callable[[Job], Awaitable[bool]], database: Database, timeout: float) -> None:
+    `timeout` is the handler's; `lease` is for how many seconds nobody finds the dead letter, unless it is renewed.
+    """
+
+    def __init__(
+        self, run: Callable[[Job], Awaitable[bool]], database: Database, timeout: float, *, lease: float
+    ) -> None:
         self._run = run
         self._database = database
         self._timeout = timeout
+        self._lease = lease
 
     async def run(self, job: Job) -> bool:
         """One run. Raises `SupersededError` if there is an outcome already; then the function is not called."""
         mark = Mark(uuid4())
-        beginning = asyncio.create_task(self._database.fetch("begin_once", _facts(job, mark)))
+        beginning = asyncio.create_task(self._database.fetch("begin_once", _facts(job, mark, self._lease)))
         try:
             while not beginning.done():
                 # A timeout is meant for the handler: PostgreSQL may be away for longer.
@@ -67,10 +74,10 @@ class Once:
         return await self._run(job)
 
 
-def _facts(job: Job, mark: Mark) -> dict[str, Any]:
+def _facts(job: Job, mark: Mark, lease: float) -> dict[str, Any]:
     return {
         "id": job.event_id, "handler": job.lane.name, "at": job.at, "lease": job.lease, "error": mark.error,
-        "name": job.name, "payload": job.payload or "null",
+        "name": job.name, "payload": job.payload or "null", "term": lease,
     }  # fmt: skip
 
 

@@ -212,7 +212,9 @@ class Worker:
         middleware = self._app.middlewares if handler.batch is None else self._app.batch_middlewares
         execution = make_execution(handler, self._settings, control, capacity, self._log, self._resources, middleware)
         self._executions.append(execution)
-        run = Once(execution.run, control, handler.timeout).run if handler.at_most_once else execution.run
+        run = execution.run
+        if handler.at_most_once:
+            run = Once(run, control, handler.timeout, lease=self._lease).run
         run = tracing.around(handler, run)
         if self._measures is not None:
             run = self._measures.around(handler.name, run)

@@ -3,7 +3,8 @@
 -- latest of each group.
 WITH part AS MATERIALIZED (
   SELECT l.event_id, l.handler, l.name, l.died_at, {group} AS "group"
-    FROM (SELECT * FROM {schema}.dead_letter AS l WHERE l.replayed_at IS NULL AND {span} ORDER BY l.died_at DESC
+    FROM (SELECT * FROM {schema}.dead_letter AS l
+           WHERE l.replayed_at IS NULL AND l.died_at <= clock_timestamp() AND {span} ORDER BY l.died_at DESC
            LIMIT %(most)s) AS l
    WHERE {selection}
 ), grouped AS (

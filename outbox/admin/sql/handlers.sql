@@ -64,5 +64,6 @@ SELECT h.name, h.event_name, h.attached,
  CROSS JOIN LATERAL (
        SELECT count(*) AS count
          FROM (SELECT FROM {schema}.dead_letter AS l WHERE l.handler = h.name AND l.replayed_at IS NULL
+                  AND l.died_at <= clock_timestamp()
                 LIMIT (SELECT each FROM share)) AS part) AS dead
  ORDER BY h.event_name, h.name

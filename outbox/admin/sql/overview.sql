@@ -31,7 +31,9 @@ SELECT clock_timestamp() AS at, r.tick, r.seq, r.leader, r.heartbeat, r.backend_
          WHERE i.inhparent = '{schema}.event'::regclass AND c.reltuples > 0) AS events_estimate,
        u.count AS unpublished, u.oldest AS oldest_unpublished_at,
        (SELECT seq FROM {schema}.event ORDER BY xid DESC LIMIT 1) - r.seq AS unpublished_estimate,
-       (SELECT count(*) FROM (SELECT FROM {schema}.dead_letter WHERE replayed_at IS NULL LIMIT %(most)s) AS part) AS dead,
+       (SELECT count(*)
+          FROM (SELECT FROM {schema}.dead_letter
+                 WHERE replayed_at IS NULL AND died_at <= clock_timestamp() LIMIT %(most)s) AS part) AS dead,
        coalesce(p.minute, 0)::bigint AS published_minute, coalesce(p.minutes, 0)::bigint AS published_minutes,
        l.pid, a.application_name, host(a.client_addr) AS client_address, a.backend_start,
        CASE WHEN pg_is_in_recovery() OR NOT has_sequence_privilege('{schema}.asleep', 'SELECT') THEN NULL

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -78,6 +79,7 @@ def test_a_run_that_was_killed_is_a_dead_letter_and_nothing_runs_it_again(
     outbox.publish("e", {"n": 2})
     wait_for(lambda: outbox.count("done") == 2)
     assert runs(tmp_path) == [0, 1, 2]
+    wait_for(lambda: admin.dead_letters(outbox.sql))
     (letter,) = admin.dead_letters(outbox.sql)
     assert (str(letter.event_id), letter.attempts, letter.payload_json) == (id, 1, '{"n": 0}')
     assert letter.error.startswith("interrupted: run ")
@@ -94,10 +96,9 @@ def test_a_delivery_is_dead_while_it_runs_and_done_afterwards(
     outbox.publish("e", {"n": 0})
     wait_for(lambda: runs(tmp_path) == [0])
     assert outbox.one("SELECT state FROM outbox.delivery") == "dead"
-    (letter,) = admin.dead_letters(outbox.sql)
     # It needs no lease: its entry is acknowledged while it runs.
     wait_for(lambda: outbox.pending("e", "h") == 0)
-    assert letter.error.startswith("interrupted: run ")
+    assert outbox.one("SELECT error FROM outbox.dead_letter").startswith("interrupted: run ")
     (tmp_path / "go").touch()
     wait_for(lambda: outbox.count("done") == 1)
     assert outbox.one("SELECT attempts, error FROM outbox.delivery") == (1, None)
@@ -134,6 +135,7 @@ def test_a_replay_runs_it_again_and_marks_it_again(
     first.kill()
     second = start(HEAD + KINDS["async"], lease=LEASE)
     before = outbox.one("SELECT error FROM outbox.dead_letter")
+    wait_for(lambda: admin.count_dead_letters(outbox.sql) == 1)
     assert admin.replay(outbox.sql, admin.Selection(handler="h")).count == 1
     wait_for(lambda: runs(tmp_path) == [0, 0])
     second.kill()
@@ -141,9 +143,42 @@ def test_a_replay_runs_it_again_and_marks_it_again(
     assert outbox.one("SELECT error FROM outbox.dead_letter WHERE replayed_at IS NULL") != before
     (tmp_path / "go").touch()
     start(HEAD + KINDS["async"], lease=LEASE)
+    wait_for(lambda: admin.count_dead_letters(outbox.sql) == 1)
     assert admin.replay(outbox.sql, admin.Selection(handler="h")).count == 1
     wait_for(lambda: outbox.count("done") == 1)
     assert runs(tmp_path) == [0, 0, 0]
+    assert outbox.one("SELECT count(*) FROM outbox.dead_letter") == 0
+
+
+def test_the_letter_of_a_run_under_way_is_neither_shown_nor_replayed_however_long_it_runs(
+    outbox: Any, work: Any, until: Any
+) -> None:
+    app, ran, go = workers.App(), list[int](), asyncio.Event()
+
+    @app.handler("e", name="h", at_most_once=True)
+    async def h(n: int) -> None:
+        ran.append(n)
+        await go.wait()
+
+    outbox.attach("h", "e")
+    (id,) = outbox.publish("e", {"n": 0})
+
+    async def scenario(_: workers.Worker) -> None:
+        await until(lambda: ran)
+        lease_ends = outbox.one("SELECT died_at FROM outbox.dead_letter")
+        await until(lambda: outbox.one("SELECT clock_timestamp() > %s", lease_ends))
+        for which in (admin.Selection(), admin.Selection(ids=(UUID(id),)), admin.Selection(handler="h")):
+            assert admin.dead_letters(outbox.sql, which) == []
+            assert admin.error_groups(outbox.sql, which) == []
+            for outcome in (admin.Outcome.DEAD, admin.Outcome.ANY):
+                assert admin.replay(outbox.sql, which, outcome=outcome) == admin.Replayed(asked=0, count=0, total=0)
+        (handler,) = admin.status(outbox.sql).handlers
+        assert handler.dead == admin.Count(0)
+        go.set()
+        await until(lambda: outbox.count("done") == 1)
+
+    work(app, scenario, lease=2.0, heartbeat=0.2)
+    assert ran == [0]
     assert outbox.one("SELECT count(*) FROM outbox.dead_letter") == 0
 
 
