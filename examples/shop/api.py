@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import UUID
+from typing import Annotated
+from uuid import UUID, uuid4
 
-from fastapi import FastAPI, HTTPException, status
+from fastapi import Depends, FastAPI, Header, HTTPException, status
 from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -27,7 +28,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await engine().dispose()
 
 
-app = FastAPI(title="Shop", lifespan=lifespan)
+async def correlate(x_request_id: Annotated[str | None, Header()] = None) -> None:
+    """Let the events of a request carry its id, which the logs of their handlers show then."""
+    outbox.correlation_id.set(x_request_id or str(uuid4()))
+
+
+app = FastAPI(title="Shop", lifespan=lifespan, dependencies=[Depends(correlate)])
 
 
 class SignUp(BaseModel):

@@ -17,8 +17,9 @@ app = App()
 
 
 @app.handler("signed_up")
-async def send_welcome(email: str, event: Event) -> None:
+async def send_welcome(user_id: int, email: str, event: Event, context: Context) -> None:
     """Greet a new customer."""
+    context.logger.info("welcome", user_id=user_id)
     await partners.send_mail(email, "Welcome", idempotency_key=str(event.id))
 
 

@@ -59,6 +59,14 @@ def test_no_line_above_debug_has_a_payload() -> None:
             assert not {"payload", "headers", "payload_json"} & {keyword.arg for keyword in call.keywords}, place
 
 
+def test_nothing_of_ours_sets_up_the_logging_of_the_process() -> None:
+    forbidden = {"basicConfig", "dictConfig", "fileConfig", "addHandler", "setLevel", "captureWarnings"}
+    for room in ROOMS:
+        for file in (ROOT / room).rglob("*.py"):
+            names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+            assert not forbidden & names, file
+
+
 class Terminal(io.StringIO):
     """Stands for standard error."""
 

@@ -180,6 +180,16 @@ def test_a_schema_of_an_older_release_is_not_ready(box: Any, settings: Settings)
     assert (status, "schema: of an older release: run `outbox migrate`" in text) == (503, True)
 
 
+def test_the_pulse_of_a_relay_beats_while_it_leads_and_while_it_stands_by(
+    relay: Any, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
+) -> None:
+    with run_relay() as standby:
+        for each in (relay, standby):
+            pulse = each.relay.pulse
+            before = pulse._beaten
+            wait_for(lambda pulse=pulse, before=before: pulse._beaten > before, "a beat")
+
+
 def test_a_wake_up_by_a_writer_is_told_from_one_by_the_clock(
     relay: Any, box: Any, wait_for: Callable[..., Any]
 ) -> None:

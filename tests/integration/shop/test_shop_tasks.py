@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+import io
+import json
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
+import structlog
 from shop.models import Effect, Invoice, Mail, Order, User
 from shop.tasks import app
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from outbox import telemetry
 from outbox.settings import Settings
 from outbox_testing import added, assert_idempotent, drain, run
 from workers import Dead, Done, Retry
@@ -51,6 +57,31 @@ async def test_the_welcome_goes_to_the_address_once_whatever_comes_again(
     payload = {"user_id": 7, "email": "ann@shop.example"}
     await assert_idempotent(app, "send_welcome", payload, state=mails)
     assert await mails() == [("ann@shop.example", "Welcome")]
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the programs would log on standard error."""
+    before, stream = structlog.get_config(), io.StringIO()
+    with contextlib.redirect_stderr(stream):
+        telemetry.configure("info", "json")
+    # The loggers of modules are still there after this test.
+    structlog.configure(cache_logger_on_first_use=False)
+    yield stream
+    structlog.configure(**before)
+
+
+async def test_the_id_of_a_request_appears_in_the_logs_of_its_handlers(
+    client: httpx.AsyncClient, outbox_settings: Settings, log: io.StringIO
+) -> None:
+    answer = await client.post("/signup", json={"email": "ann@shop.example"}, headers={"X-Request-Id": "req-7"})
+    await client.post("/signup", json={"email": "bob@shop.example"})
+    await drain(app, outbox_settings)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    ann, bob = sorted((line for line in lines if line["event"] == "welcome"), key=lambda line: line["user_id"])
+    names = ("event_id", "handler", "attempt", "correlation_id")
+    assert [ann[name] for name in names] == [answer.json()["event"], "send_welcome", 1, "req-7"]
+    assert UUID(bob["correlation_id"]), "one is made up for a request without"
 
 
 async def test_points_are_awarded_once_whatever_comes_again(

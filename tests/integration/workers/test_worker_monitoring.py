@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import workers
@@ -208,6 +209,30 @@ def test_a_worker_is_ready_once_it_has_begun_and_until_it_stops(settings: Settin
             assert await ask("/readyz") == (503, f"{servers}worker: stops\n")
             await worker.stop()
             assert "process_cpu_seconds_total" in (await ask("/metrics"))[1]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_waits_for_postgresql_lives_and_is_not_ready(settings: Settings, tmp_path: Path) -> None:
+    app, measures = workers.App(), Measures()
+
+    @app.handler("e")
+    async def h() -> None: ...
+
+    away = settings.model_copy(update={"database_url": SecretStr(f"postgresql:///shop?host={tmp_path}")})
+
+    async def scenario() -> None:
+        worker = workers.Worker(app, away, measures=measures)
+        pages = Pages(worker, measures, away)
+        running = asyncio.create_task(worker.run())
+        before = worker.pulse._beaten
+        async with asyncio.timeout(60):
+            while worker.pulse._beaten <= before + 0.5:
+                await asyncio.sleep(0.01)
+        assert pages.live() == {"loop": None}
+        assert "cannot reach PostgreSQL" in str(pages.ready()["postgresql"])
+        running.cancel()
+        await asyncio.wait({running})
 
     asyncio.run(scenario())
 
