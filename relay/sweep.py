@@ -91,6 +91,10 @@ class Sweep:
         # For those who ask the system which thread is busy; before Python 3.14 it is not told a thread's name.
         with suppress(OSError):
             Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("sweep")
+        self.serve()
+
+    def serve(self) -> None:
+        """Run a round every second until stopped."""
         while not self._stop.is_set():
             try:
                 with self._connect() as connection:
