@@ -11,7 +11,7 @@ POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
 REDIS_7 := $(wildcard /usr/bin/redis-server)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-matrix chaos chaos-ci check format bench clean
+.PHONY: help install demo test test-oldest test-matrix chaos chaos-ci model check format bench clean
 
 help:
 	@echo "make demo    run the whole path on embedded servers, with kills in the middle (under a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-oldest   run those of relay, workers and the whole path on PostgreSQL 16 and Redis 6.2"
 	@echo "make test-matrix   run all tests on every supported version that is installed"
 	@echo "make chaos   try to break every promise: SEEDS=1000 schedules of faults, JOBS=2 at a time"
+	@echo "make model   the same of a simulated installation, thousands a minute: SCHEDULES=4000"
 	@echo "make chaos-ci   a few short ones, and the mutants that must be caught"
 	@echo "make check   format, lint, types, import contract"
 	@echo "make format  format the code"
@@ -50,8 +51,13 @@ test-matrix: $(STAMP)
 SEEDS ?= 100
 JOBS ?= 2
 
-chaos: $(STAMP)
+SCHEDULES ?= 4000
+
+chaos: model
 	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+model: $(STAMP)
+	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
 chaos-ci: $(STAMP)
 	$(BIN)/python -m tests.chaos --seeds 20 --length 5 --mutants --jobs $(JOBS) $(ARGS)

@@ -1,4 +1,4 @@
-"""The map is complete and true: every module is on it, every path on it exists, every promise has its tests."""
+"""The map is complete and true: every module is on it, every path on it exists, every promise has its place."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_every_path_on_the_map_exists() -> None:
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-def test_every_promise_of_the_readme_is_kept_somewhere_and_tested() -> None:
+def test_every_promise_of_the_readme_is_kept_somewhere() -> None:
     promised = re.findall(r"^\| (I\d+ [\w ]+?) \|", README, re.MULTILINE)
     assert len(promised) == 12
-    kept = dict(re.findall(r"^\| (I\d+ [\w ]+?) \| .+ \| .+ \| (.+) \|$", MAP, re.MULTILINE))
+    kept = dict(re.findall(r"^\| (I\d+ [\w ]+?) \| .+ \| (.+) \|$", MAP, re.MULTILINE))
     assert list(kept) == promised
-    for promise, tests in kept.items():
-        assert re.findall(r"`tests/\S+\.py`", tests), promise
+    for promise, places in kept.items():
+        assert re.findall(r"`\w+/\S+`", places), promise
 
 
 def test_where_an_event_is_published_is_said_at_the_top() -> None:

@@ -1,22 +1,20 @@
-"""The state machine: Hypothesis makes schedules of what happens, runs each, heals, and shrinks one that breaks a promise.
+"""The state machine: Hypothesis makes schedules, runs each, heals, and shrinks one that breaks a promise.
 
-A schedule reads as a story: `write`, `end`, `kill('relay-1', sent=True)`, `flow(seconds=3)` … in the order in which they
-happened.
+A schedule reads as a story: `write`, `end`, `disturb(what='kill', name='relay-1')`, `flow(seconds=2.0)` … in the order
+in which they happened.
 """
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.chaos.model.handlers import KINDS
-from tests.chaos.model.simulation import HARMS, PROCESSES, WORKERS, Simulation
-from tests.chaos.model.world import Fate
+from tests.chaos.model.simulation import DISTURBANCES, HARMS, PROCESSES, WORKERS, Simulation
 
 slots = st.integers(0, 2)
 processes = st.sampled_from(PROCESSES)
 numbers = st.integers(0, 15)
-fates = st.sampled_from([Fate.LOST, Fate.UNANSWERED])
 
 
 class Schedule(RuleBasedStateMachine):
@@ -50,8 +48,8 @@ class Schedule(RuleBasedStateMachine):
         self.simulation.run(name, steps, pick)
         self._check()
 
-    @rule(name=st.sampled_from(WORKERS), steps=st.integers(0, 25), pick=st.integers(0, 2), key=st.sampled_from(["", "a"]),
-          payload=st.sampled_from(KINDS))  # fmt: skip
+    @rule(name=st.sampled_from(WORKERS), steps=st.integers(0, 25), pick=st.integers(0, 2),
+          key=st.sampled_from(["", "a"]), payload=st.sampled_from(KINDS))  # fmt: skip
     def hurry(self, name: str, steps: int, pick: int, key: str, payload: int) -> None:
         """An event on its way, up to somewhere in a worker."""
         self.simulation.write(3, "said", key, payload)
@@ -65,54 +63,17 @@ class Schedule(RuleBasedStateMachine):
         self.simulation.flow(seconds)
         self._check()
 
-    # Processes
+    # What is not
 
-    @rule(name=processes, sent=st.booleans())
-    def kill(self, name: str, sent: bool) -> None:
-        self.simulation.kill(name, sent=sent)
-        self._check()
-
-    @rule(name=st.sampled_from(WORKERS))
-    def stop(self, name: str) -> None:
-        self.simulation.stop(name)
-        self._check()
-
-    @rule(name=processes)
-    def pause(self, name: str) -> None:
-        self.simulation.pause(name)
-
-    @rule(name=processes)
-    def resume(self, name: str) -> None:
-        self.simulation.resume(name)
-
-    @rule(name=processes, fate=fates, pick=st.integers(0, 2))
-    def fail(self, name: str, fate: Fate, pick: int) -> None:
-        self.simulation.fail(name, fate, pick)
-        self._check()
-
-    # Servers
-
-    @rule(server=st.sampled_from(["postgres", "redis"]))
-    def away(self, server: str) -> None:
-        self.simulation.away(server)
-
-    @precondition(lambda self: self.simulation.world.away)
-    @rule()
-    def back(self) -> None:
-        self.simulation.back()
-
-    @rule(number=numbers)
-    def end_session(self, number: int) -> None:
-        self.simulation.end_session(number)
-
-    @rule()
-    def crash_postgres(self) -> None:
-        self.simulation.crash_postgres()
+    @rule(name=processes, what=st.sampled_from(DISTURBANCES), pick=st.integers(0, 2))
+    def disturb(self, name: str, what: str, pick: int) -> None:
+        self.simulation.disturb(name, what, pick)
         self._check()
 
     @rule(what=st.sampled_from(HARMS), number=numbers)
-    def harm_redis(self, what: str, number: int) -> None:
-        self.simulation.harm_redis(what, number)
+    def harm(self, what: str, number: int) -> None:
+        self.simulation.harm(what, number)
+        self._check()
 
     # The end
 

@@ -44,7 +44,6 @@ def _at_the_end(self: Redis, key: str, name: str, start: str) -> None:
 
 
 def _without_row(world: World, transaction: Transaction, job: Job) -> None:
-    world.postgres.check_open(transaction)
     world.postgres.commit(transaction)
 
 

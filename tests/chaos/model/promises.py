@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from outbox.position import ORIGIN, Position
 from relay import bounds
@@ -48,7 +49,9 @@ class Promises:
             _none([e for e in server.effects if e[1] not in server.events], "I2: an effect of an event that never was")
         if len(self.world.happened) != self._happened:
             self._happened = len(self.world.happened)
-            _none([e for e in self.world.happened if e[1] not in server.events], "I2: a run for an event that never was")
+            _none(
+                [e for e in self.world.happened if e[1] not in server.events], "I2: a run for an event that never was"
+            )
             rung = Counter(event for handler, event in self.world.happened if handler == "ring")
             _none([each for each, count in rung.items() if count > 1], "at most once: a second run")
         self._bounded()
@@ -99,7 +102,9 @@ class Promises:
                     continue
                 place = server.place(event)
                 if place is not None and (row.started or ORIGIN) < place <= row.done:
-                    raise BrokenPromise(f"I1: {row.name} is done up to {row.done}; {event.id} at {place} has no outcome")
+                    raise BrokenPromise(
+                        f"I1: {row.name} is done up to {row.done}; {event.id} at {place} has no outcome"
+                    )
 
     def _bounded(self) -> None:
         for key, stream in self.world.redis.streams.items():
@@ -158,6 +163,6 @@ MOST_AT_ONCE = 8
 """Entries that one call may add to a stream at the most."""
 
 
-def _none(found: list[object] | list[str] | list[tuple[str, str]], promise: str) -> None:
+def _none(found: Sequence[object], promise: str) -> None:
     if found:
         raise BrokenPromise(f"{promise}: {', '.join(map(str, found[:5]))}")

@@ -1,7 +1,7 @@
 """What the relay's statements do, on the simulated PostgreSQL. Keyed by words that only that statement has.
 
-Each takes the server, the session and the parameters, and gives rows. One that is not here makes the model fail: whoever
-changes a statement's meaning is to change it here, too.
+Each takes the server, the session and the parameters, and gives rows. One that is not here makes the model fail:
+whoever changes a statement's meaning is to change it here, too.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _fill_holes(server: Postgres, session: Session, asked: Mapping[str, Any]) ->
     found: dict[str, int] = {}
     first, last, extra = int(asked["before_xmax"]), int(asked["upto_xmax"]), set(map(int, asked["before_xip"]))
     columns = ("handlers", "names", "befores", "dones", "done_seqs", "priors", "uptos", "upto_seqs")
-    for handler, name, before, done, done_seq, prior, upto, upto_seq in zip(*map(asked.get, columns), strict=True):  # type: ignore[arg-type]
+    for handler, name, before, done, done_seq, prior, upto, upto_seq in zip(*map(asked.get, columns), strict=True):
         sees = [Snapshot.parse(text).sees for text in (before, done, prior, upto)]
         for event in list(server.events.values()):
             in_before, in_done, in_prior, in_upto = (see(event.xid) for see in sees)
@@ -244,6 +244,7 @@ STATEMENTS: dict[str, Statement] = {
     "SELECT attached FROM": _attached,
     "SET done_tick = %(tick)s": _note,
     "RETURNING handler\n)\nSELECT handler, count(*)": _fill_holes,
+    ".hold WHERE what = 'relay'": lambda *_: [],
     "set_config('lock_timeout'": lambda *_: [],
     "pg_sequence_last_value": lambda server, *_: [(server.seq,)],
 }

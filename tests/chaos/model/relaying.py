@@ -95,7 +95,7 @@ class Relaying(Process):
         return Connection(self)
 
 
-class Thread(greenlet.greenlet):
+class Thread(greenlet.greenlet):  # type: ignore[misc]
     """One of a relay's threads. Whoever began it, its calls are steps of the world."""
 
     def __init__(self, body: Callable[[], None], process: Relaying) -> None:

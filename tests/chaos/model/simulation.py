@@ -24,7 +24,12 @@ from tests.chaos.model.world import Fate, Process, World
 APP = application()
 RELAYS, WORKERS = ("relay-1", "relay-2"), ("worker-1", "worker-2")
 PROCESSES = RELAYS + WORKERS
-HARMS = ("follow", "fail over", "delete streams", "destroy groups", "trim", "delete consumers")
+DISTURBANCES = ("kill", "kill, what it sent arrives", "pause", "resume", "stop", "lose a call", "lose a reply")
+HARMS = (
+    "PostgreSQL is away", "Redis is away", "back", "a session ends", "PostgreSQL crashes", "a replica falls behind",
+    "the replica takes over", "groups are destroyed", "streams are deleted", "streams are trimmed",
+    "consumers are deleted",
+)  # fmt: skip
 HEALED_WITHIN = 90.0
 """Seconds of the simulated clock in which everything must be drained when no fault is left."""
 
@@ -121,30 +126,28 @@ class Simulation:
         """Let the relays do what they have to do."""
         self.world.settle(RELAYS, look=True)
 
-    def fail(self, name: str, fate: Fate, pick: int) -> None:
-        """What a process has asked for is lost, or its reply is."""
+    def disturb(self, name: str, what: str, pick: int) -> None:
+        """One of `DISTURBANCES`, to one process."""
         process = self.process(name)
-        process.wake()
-        asked = [call for call in process.waiting if call.server != "nobody"]
-        if asked and not process.paused:
-            self.world.perform(process, asked[pick % len(asked)], fate)
-
-    def kill(self, name: str, *, sent: bool) -> None:
-        """SIGKILL; another one is started in its place."""
-        self.process(name).kill(sent=sent)
-        self._start(name)
-
-    def stop(self, name: str) -> None:
-        """SIGTERM to a worker."""
-        process = self.process(name)
-        if isinstance(process, Working) and not process.paused:
-            process.stop()
-
-    def pause(self, name: str) -> None:
-        self.process(name).paused = True
-
-    def resume(self, name: str) -> None:
-        self.process(name).paused = False
+        if what.startswith("kill"):
+            # Another one is started in its place.
+            process.kill(sent=what.endswith("arrives"))
+            self._start(name)
+        elif what == "pause":
+            process.paused = True
+        elif what == "resume":
+            process.paused = False
+        elif process.paused:
+            return
+        elif what == "stop":
+            if isinstance(process, Working):
+                process.stop()
+        else:
+            process.wake()
+            asked = [call for call in process.waiting if call.server != "nobody"]
+            if asked:
+                fate = Fate.LOST if what == "lose a call" else Fate.UNANSWERED
+                self.world.perform(process, asked[pick % len(asked)], fate)
 
     def flow(self, seconds: float) -> None:
         self.world.flow(seconds)
@@ -158,51 +161,54 @@ class Simulation:
 
     # Servers
 
-    def away(self, server: str) -> None:
-        self.world.away.add(server)
+    def harm(self, what: str, number: int) -> None:
+        """One of `HARMS`, to one server; to all streams, or to one of them."""
+        postgres, server = self.world.postgres, self.world.redis
+        match what:
+            case "PostgreSQL is away" | "Redis is away":
+                self.world.away.add("postgres" if what.startswith("P") else "redis")
+            case "back":
+                self.world.away.clear()
+            case "a session ends":
+                for session in postgres.sessions[number % 4 : number % 4 + 1]:
+                    postgres.end_session(session)
+            case "PostgreSQL crashes":
+                postgres.crash()
+            case "a replica falls behind":
+                self._copy = server.copy()
+            case "the replica takes over":
+                self.promises.harmed = True
+                server.become(self._copy)
+            case "groups are destroyed":
+                # They are made again where all was done: nothing is missing then.
+                for key in self._keys(number):
+                    server.streams[key].groups.clear()
+            case _:
+                self.promises.harmed = True
+                for key in self._keys(number):
+                    self._harm_stream(what, key)
 
-    def back(self) -> None:
-        self.world.away.clear()
-
-    def crash_postgres(self) -> None:
-        self.world.postgres.crash()
-
-    def end_session(self, number: int) -> None:
-        sessions = self.world.postgres.sessions
-        if sessions:
-            self.world.postgres.end_session(sessions[number % len(sessions)])
-
-    def harm_redis(self, what: str, number: int) -> None:
-        """One of `HARMS`; to all streams, or to one of them."""
+    def _harm_stream(self, what: str, key: str) -> None:
         server = self.world.redis
-        keys = sorted(server.streams)
-        if what == "follow":
-            # A replica stops to follow here, or a file is written.
-            self._copy = server.copy()
-            return
-        # A group that is gone is made where all was done.
-        self.promises.harmed |= what != "destroy groups"
-        if what == "fail over":
-            server.become(self._copy)
-            return
-        for key in keys if number % 2 else keys[number // 2 : number // 2 + 1]:
-            if what == "delete streams":
-                server.delete(key)
-            elif what == "destroy groups":
-                server.streams[key].groups.clear()
-            elif what == "trim":
-                last = server.streams[key].last
-                server.trim(key, Position(last.tick, last.seq + 1))
-            elif what == "delete consumers":
-                for name, group in server.streams[key].groups.items():
-                    for consumer in list(group.consumers):
-                        server.delete_consumer(key, name, consumer)
+        if what == "streams are deleted":
+            server.delete(key)
+        elif what == "streams are trimmed":
+            last = server.streams[key].last
+            server.trim(key, Position(last.tick, last.seq + 1))
+        elif what == "consumers are deleted":
+            for name, group in server.streams[key].groups.items():
+                for consumer in list(group.consumers):
+                    server.delete_consumer(key, name, consumer)
+
+    def _keys(self, number: int) -> list[str]:
+        keys = sorted(self.world.redis.streams)
+        return keys if number % 2 else keys[number // 2 : number // 2 + 1]
 
     # The end
 
     def heal(self) -> None:
         """No more faults: everything must drain."""
-        self.back()
+        self.world.away.clear()
         for slot in list(self._writing):
             self.end(slot, commit=True, flush=True)
         for transaction in [each for each in self.world.postgres.open if each.owner is None]:
@@ -225,4 +231,3 @@ class Simulation:
         """End all processes."""
         for process in self.world.processes.values():
             process.kill(sent=False)
-

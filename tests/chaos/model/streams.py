@@ -45,8 +45,8 @@ class Stream:
 
 
 class Redis:
-    """One server. `now()` is its clock, in seconds; `forgets` says what XCLAIM does with an entry that was trimmed: Redis
-    7 forgets that it is pending, 6.2 keeps it."""
+    """One server. `now()` is its clock, in seconds; `forgets` says what XCLAIM does with an entry that was trimmed:
+    Redis 7 forgets that it is pending, 6.2 keeps it."""
 
     def __init__(self, now: Callable[[], float], *, forgets: bool = True) -> None:
         self._now = now
@@ -96,7 +96,9 @@ class Redis:
     def add(self, key: str, at: Position, fields: Fields) -> None:
         stream = self.streams.setdefault(key, Stream())
         if at <= stream.last:
-            raise redis.ResponseError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
+            raise redis.ResponseError(
+                "ERR The ID specified in XADD is equal or smaller than the target stream top item"
+            )
         stream.entries[at] = fields
         stream.last = at
         self.on_append(key, at, fields)

@@ -9,24 +9,24 @@ from asyncio import events
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import redis
 
-from tests.chaos.model.handlers import HERE, Book
-from tests.chaos.model.postgres import Transaction
+from outbox.event import Event
+from tests.chaos.model.handlers import HERE
+from tests.chaos.model.postgres import Postgres, Transaction
 from tests.chaos.model.relaying import SETTINGS
 from tests.chaos.model.streams import Redis
-from tests.chaos.model.world import EPOCH, Call, Process, Server, World
 from tests.chaos.model.worker_statements import READS, STATEMENTS
+from tests.chaos.model.world import EPOCH, Call, Process, Server, World
 from workers import queries
 from workers.app import App
 from workers.consumer import Consumer
 from workers.database import Database
 from workers.errors import SupersededError
-from workers.execution import Execution
 from workers.job import Job
-from workers.outcome import take
 from workers.transaction import SUPERSEDED
 from workers.worker import Worker
 
@@ -304,32 +304,46 @@ class Listening(Consumer):
                 await self._wake.wait()
 
 
-class SimulatedExecution(Execution):
-    """The transaction of a transactional handler is one of the simulated server."""
+class SimulatedSession:
+    """Stands for the session of a transactional handler: effects, without anything that would make them unique."""
 
-    def _open_engine(self, capacity: int) -> None: ...
+    def __init__(self, engine: None, **_: Any) -> None:
+        self._process = HERE.get()
+        self._server: Postgres = self._process.world.postgres
+        self._transaction: Transaction | None = None
+        self.sync_session = SimpleNamespace()
 
-    async def _once_async(self, job: Job) -> None:
-        process = HERE.get()
-        server = process.world.postgres
-        transaction: Transaction = await process.call("postgres", lambda: server.begin(process))
-        try:
-            arguments = self.arguments(job)
-            arguments[self.handler.binding.injected["async_session"]] = Book(process, transaction)
-            returned = await self.call(**arguments)
-            if returned is not None:
-                take(returned)
-            if job.closed or job.cause is not None:
-                raise asyncio.CancelledError
-            await process.call("postgres", lambda: commit(process.world, transaction, job))
-        finally:
-            server.rollback(transaction)
+    async def write(self, handler: str, event: Event) -> None:
+        """An effect."""
+        await self._perform(lambda transaction: transaction.effects.append((handler, str(event.id))))
+
+    async def follow(self, name: str) -> None:
+        """Another event."""
+        payload = '{"n":0}'
+        await self._perform(lambda own: self._server.insert(own, self._server.new_id(), name, "", payload))
+
+    async def run_sync(self, finish: Callable[..., None], job: Job) -> None:
+        """As `finish`: the end, with the delivery's row."""
+        if job.closed or job.cause is not None:
+            raise asyncio.CancelledError
+        await self._perform(lambda transaction: commit(self._process.world, transaction, job))
+
+    async def close(self) -> None:
+        if self._transaction is not None:
+            self._server.rollback(self._transaction)
+
+    async def _perform(self, perform: Callable[[Transaction], None]) -> None:
+        def checked() -> None:
+            transaction = self._transaction = self._transaction or self._server.begin(self._process)
+            self._server.check_open(transaction)
+            perform(transaction)
+
+        await self._process.call("postgres", checked)
 
 
 def commit(world: World, transaction: Transaction, job: Job) -> None:
     """The delivery's row and COMMIT, in one message."""
     server, handler = world.postgres, job.lane.name
-    server.check_open(transaction)
     if job.lease is None:
         recorded = server.record(job.event_id, handler, "done", attempts=1) is not None
     else:
@@ -355,7 +369,8 @@ def replacements() -> Mapping[str, Any]:
     """What to set while workers are simulated, by its dotted name."""
     return {
         "workers.worker.Database": SimulatedDatabase,
-        "workers.worker.Execution": SimulatedExecution,
+        "workers.execution.Execution._open_engine": lambda self, capacity: None,
+        "workers.execution.AsyncSession": SimulatedSession,
         "workers.worker.Consumer": Listening,
         "workers.worker.Watchdog": Watchdog,
         "workers.link.connect": lambda url: Servers(),

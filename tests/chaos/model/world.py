@@ -122,7 +122,9 @@ class World:
                 if call.server == "nobody" and call in process.waiting:
                     self.perform(process, call)
             for _ in range(MOST_STEPS):
-                ready = next((call for call in process.waiting if call.server != "nobody" or call.at <= self.time), None)
+                ready = next(
+                    (call for call in process.waiting if call.server != "nobody" or call.at <= self.time), None
+                )
                 if ready is None:
                     break
                 self.perform(process, ready)

@@ -1,0 +1,46 @@
+"""No schedule breaks a promise, and the machine that says so finds each broken variant."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.chaos.model.machine import Schedule
+from tests.chaos.model.mutants import MUTANTS
+from tests.chaos.model.promises import BrokenPromise
+from tests.chaos.model.simulation import simulated
+
+EXAMPLES = int(os.environ.get("OUTBOX_MODEL_SCHEDULES", "0"))
+"""How many schedules to try, at random; by default a few, always the same."""
+
+PARTS = 2 if EXAMPLES else 1
+"""So many processes may share them."""
+
+FEW, BOUND = 60, 400
+
+SETTINGS = settings(
+    max_examples=EXAMPLES // PARTS or FEW,
+    stateful_step_count=30,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+)
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 240)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_schedule_breaks_a_promise(part: int) -> None:
+    with simulated():
+        run_state_machine_as_test(Schedule, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_variant_is_found_within_a_bounded_number_of_schedules(mutant: str) -> None:
+    bound = settings(SETTINGS, max_examples=BOUND, derandomize=True, phases=[Phase.generate])
+    with simulated(**MUTANTS[mutant]), pytest.raises(BrokenPromise):
+        run_state_machine_as_test(Schedule, settings=bound)
