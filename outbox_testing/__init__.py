@@ -3,8 +3,8 @@
 >>> from outbox_testing import assert_added, assert_idempotent, drain, run
 >>> assert await run(app, "send_email", {"user_id": 7}) == Done()
 
-Every function that is awaited has a twin for tests without an event loop: `run_sync`, `drain_sync`,
-`assert_idempotent_sync`. The fixtures are in `outbox_testing.plugin`, which pytest finds by itself.
+Every function that is awaited has a twin for tests without an event loop: `run_sync`, `run_twice_sync`,
+`drain_sync`, `assert_idempotent_sync`. The fixtures are in `outbox_testing.plugin`, which pytest finds by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outbox.testing import added, assert_added, assert_not_added
+    from outbox_testing.concurrence import run_twice, run_twice_sync
     from outbox_testing.draining import Drained, DrainTimeoutError, drain, drain_sync
     from outbox_testing.idempotence import assert_idempotent, assert_idempotent_sync
     from outbox_testing.inline import run, run_sync
@@ -30,6 +31,8 @@ __all__ = [
     "drain_sync",
     "run",
     "run_sync",
+    "run_twice",
+    "run_twice_sync",
 ]
 
 # pytest loads this package, for its plugin, also where nobody uses it: what is not used is not loaded.
@@ -45,6 +48,8 @@ _PLACES = {
     "assert_idempotent_sync": "outbox_testing.idempotence",
     "run": "outbox_testing.inline",
     "run_sync": "outbox_testing.inline",
+    "run_twice": "outbox_testing.concurrence",
+    "run_twice_sync": "outbox_testing.concurrence",
 }
 
 

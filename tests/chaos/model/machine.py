@@ -23,7 +23,7 @@ class Schedule(RuleBasedStateMachine):
     protocol = True
     simulation: Simulation
 
-    @initialize(forgets=st.booleans(), attached=st.booleans())
+    @initialize(forgets=st.booleans(), attached=st.integers(0, 3).map(bool))
     def begin(self, forgets: bool, attached: bool) -> None:
         """`forgets`: as Redis 7 and Valkey do; else as 6.2. `attached`: the handlers are served already."""
         self.simulation = Simulation(forgets=forgets, protocol=self.protocol)
@@ -48,7 +48,7 @@ class Schedule(RuleBasedStateMachine):
         self.simulation.run(name, steps, pick)
         self._check()
 
-    @rule(name=st.sampled_from(WORKERS), steps=st.integers(0, 25), pick=st.integers(0, 2),
+    @rule(name=st.sampled_from(WORKERS), steps=st.one_of(st.just(0), st.integers(0, 25)), pick=st.integers(0, 2),
           key=st.sampled_from(["", "a"]), payload=st.sampled_from(KINDS))  # fmt: skip
     def hurry(self, name: str, steps: int, pick: int, key: str, payload: int) -> None:
         """An event on its way, up to somewhere in a worker."""

@@ -27,7 +27,7 @@ PROCESSES = RELAYS + WORKERS
 DISTURBANCES = ("kill", "kill, what it sent arrives", "pause", "resume", "stop", "lose a call", "lose a reply")
 HARMS = (
     "PostgreSQL is away", "Redis is away", "back", "a session ends", "PostgreSQL crashes", "a replica falls behind",
-    "the replica takes over", "groups are destroyed", "streams are deleted", "streams are trimmed",
+    "the replica takes over", "groups are destroyed", "groups are destroyed", "streams are deleted", "streams are trimmed",
     "consumers are deleted",
 )  # fmt: skip
 HEALED_WITHIN = 90.0
@@ -202,7 +202,7 @@ class Simulation:
 
     def _keys(self, number: int) -> list[str]:
         keys = sorted(self.world.redis.streams)
-        return keys if number % 2 else keys[number // 2 : number // 2 + 1]
+        return keys[number : number + 1] or keys
 
     # The end
 

@@ -12,6 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox_testing import assert_idempotent, assert_idempotent_sync
 from workers import App, Depends, Event, Reject
+from workers.execution import Execution
+from workers.job import Job
 
 Db = psycopg.Connection[Any]
 
@@ -78,7 +80,7 @@ def test_effects_through_the_session_pass_and_are_there_once(
 
     check(app, "count", {"n": 1}, state=state, database=outbox_database_url)
     assert state() == [("count", 1)]
-    assert len(calls) == 4, "two deaths before the commit, a run, and another one"
+    assert len(calls) == 4, "two deaths before the commit, a run without an answer, and another one"
 
 
 def test_a_guard_inside_the_transaction_does_not_protect_what_is_done_outside(
@@ -199,3 +201,33 @@ def test_a_batch_handler_is_broken_off_and_repeated_like_any_other(
     assert state() == [(1,)]
     with pytest.raises(AssertionError, match="after a death before the COMMIT"):
         check(app, "tell", {"n": 1}, state=lambda: sent, database=outbox_database_url)
+
+
+def test_a_commit_without_an_answer_is_found_and_not_repeated(
+    outbox_database_url: str, db: Db, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that did not look would run the handler once more in place."""
+    app, calls = App(), list[int]()
+
+    @app.handler("ordered")
+    async def count(n: int, session: AsyncSession) -> None:
+        calls.append(n)
+        await session.execute(text("INSERT INTO effect VALUES ('count', :n)"), {"n": n})
+
+    def state() -> int:
+        return len(calls)
+
+    seen: list[int] = []
+
+    async def recorded(self: Execution, job: Job) -> bool:
+        seen.append(len(calls))
+        return await real(self, job)
+
+    real = Execution._recorded
+    monkeypatch.setattr(Execution, "_recorded", recorded)
+    with pytest.raises(AssertionError, match="repeated what it does outside"):
+        check(app, "count", {"n": 1}, state=state, database=outbox_database_url)
+    check(app, "count", {"n": 2}, state=lambda: None, database=outbox_database_url)
+    assert seen == [5], "looked up after the run whose answer was lost, which was the third of its event"
+    assert len(calls) == 6
+    assert db.execute("SELECT n FROM effect").fetchall() == [(2,)]
