@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import greenlet
@@ -139,6 +140,7 @@ class Connection:
         self._world = process.world
         self._atomic = False
         self.cut = False
+        self.info = SimpleNamespace(backend_pid=1)
         self.cursors: dict[str, list[tuple[Any, ...]]] = {}
         self.session: Session = process.call("postgres", self._open, lambda: None)
         process._sessions.append(self.session)
@@ -390,8 +392,12 @@ class Resting:
 class Doorbell:
     """Stands for the relay's: waiting is resting."""
 
+    wakeups: Mapping[str, int] = {}
+
     def ring(self) -> None:
         """Rests end with the next look anyway."""
+
+    notified = ring
 
     def wait(self, seconds: float, connection: Any = None) -> bool:
         here().rest(seconds)

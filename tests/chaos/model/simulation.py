@@ -27,8 +27,8 @@ PROCESSES = RELAYS + WORKERS
 DISTURBANCES = ("kill", "kill, what it sent arrives", "pause", "resume", "stop", "lose a call", "lose a reply")
 HARMS = (
     "PostgreSQL is away", "Redis is away", "back", "a session ends", "PostgreSQL crashes", "a replica falls behind",
-    "the replica takes over", "groups are destroyed", "groups are destroyed", "streams are deleted", "streams are trimmed",
-    "consumers are deleted",
+    "the replica takes over", "groups are destroyed", "groups are destroyed", "streams are deleted",
+    "streams are trimmed", "consumers are deleted",
 )  # fmt: skip
 HEALED_WITHIN = 90.0
 """Seconds of the simulated clock in which everything must be drained when no fault is left."""
@@ -180,9 +180,11 @@ class Simulation:
                 self.promises.harmed = True
                 server.become(self._copy)
             case "groups are destroyed":
-                # They are made again where all was done: nothing is missing then.
-                for key in self._keys(number):
-                    server.streams[key].groups.clear()
+                # They are made again where all was done, and given what the streams still have from there on.
+                for stream in map(server.streams.__getitem__, self._keys(number)):
+                    pending = {at for group in stream.groups.values() for at in group.pending}
+                    self.promises.harmed |= not pending <= stream.entries.keys()
+                    stream.groups.clear()
             case _:
                 self.promises.harmed = True
                 for key in self._keys(number):

@@ -194,6 +194,7 @@ READS = ("refresh", "seen", "outcome_of")
 """Statements that commit nothing."""
 
 STATEMENTS: dict[str, Callable[[Postgres, Asked], Rows]] = {
+    "present": lambda *_: [],
     "register": _register,
     "refresh": _refresh,
     "seen": _seen,

@@ -174,8 +174,9 @@ def _perform(world: World, statement: str, params: Mapping[str, Any]) -> list[An
         return [(10_000,)]
     if "pg_control_system" in statement:
         return [("1/model",)]
-    assert statement == "SELECT" or statement.startswith("NOTIFY"), statement
-    return []
+    if statement == "SELECT" or statement.startswith("NOTIFY") or ".worker WHERE" in statement:
+        return []
+    raise LookupError(f"the simulated PostgreSQL does not know {statement}")
 
 
 class Servers:
@@ -375,4 +376,5 @@ def replacements() -> Mapping[str, Any]:
         "workers.worker.Watchdog": Watchdog,
         "workers.link.connect": lambda url: Servers(),
         "workers.consumer.exchange": exchange,
+        "workers.lease.exchange": exchange,
     }
