@@ -86,6 +86,10 @@ class BatchExecution(Execution):
     _write = staticmethod(write_outcomes)
     _around = staticmethod(around)
 
+    async def _plain(self, batch: Job) -> bool:
+        self._take(batch, await self.call(**self._arguments(batch)))
+        return False
+
     async def _transactional(self, batch: Job) -> bool:
         assert isinstance(batch, Batch)
         while batch.jobs:

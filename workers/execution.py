@@ -103,7 +103,9 @@ class Execution:
     # Plain
 
     async def _plain(self, job: Job) -> bool:
-        self._take(job, await self.call(**self._arguments(job)))
+        returned = await self.call(**self._arguments(job))
+        if returned is not None:
+            self._take(job, returned)
         return False
 
     async def _plain_in_thread(self, job: Job) -> bool:
