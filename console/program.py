@@ -16,6 +16,7 @@ from console.commands.events import events
 from console.commands.handlers import forget, rename
 from console.commands.hold import pause, resume
 from console.commands.migrate import migrate
+from console.commands.purge import purge
 from console.commands.relay import relay
 from console.commands.replay import replay
 from console.commands.status import status
@@ -49,6 +50,7 @@ app.command("cancel", rich_help_panel=_LOOK)(cancel)
 app.command("discard", rich_help_panel=_LOOK)(discard)
 app.command("forget", rich_help_panel=_LOOK)(forget)
 app.command("rename", rich_help_panel=_LOOK)(rename)
+app.command("purge", rich_help_panel=_LOOK)(purge)
 app.command("upkeep", rich_help_panel=_LOOK)(upkeep)
 
 

@@ -282,6 +282,15 @@ replay = Table(
     Column("place_handler", Text),
 )
 
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("purged_at", _Moment, nullable=False, server_default=_NOW),
+    Index("tombstone_purged_at", "purged_at"),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -9,6 +9,7 @@ from outbox.admin.handlers import Forgotten, forget, rename
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.page import LISTED, Page
+from outbox.admin.purging import Purged, purge
 from outbox.admin.replaying import Candidate, Outcome, Replayed, candidates, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
@@ -36,6 +37,7 @@ __all__ = [
     "Outcome",
     "Page",
     "PayloadField",
+    "Purged",
     "Replayed",
     "Selection",
     "Standby",
@@ -53,6 +55,7 @@ __all__ = [
     "forget",
     "holds",
     "pause",
+    "purge",
     "rename",
     "replay",
     "resume",

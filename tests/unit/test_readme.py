@@ -58,6 +58,7 @@ NEEDED = {
     "pause": ["relay"],
     "resume": ["relay"],
     "discard": ["--reason", "x"],
+    "purge": ["--key", "k", "--reason", "x"],
     "forget": ["h"],
     "rename": ["h", "g"],
     "cancel": [str(UUID(int=7))],

@@ -23,6 +23,11 @@ class Result:
         self.err = err
 
     @property
+    def said(self) -> str:
+        """The last line on stdout; programs in other threads may log there."""
+        return self.out.splitlines()[-1]
+
+    @property
     def json(self) -> Any:
         return json.loads(self.out)
 

@@ -1,0 +1,161 @@
+"""Purging: the content is nowhere any more, nothing else is touched, and the log goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox import admin
+from outbox.admin import Edit, Outcome, Selection
+from outbox.settings import Settings
+from tests.integration.mending.conftest import Result, audits, bury, deliver
+from tests.integration.relay.conftest import Box, Thread, wait_for
+
+Db = psycopg.Connection[Any]
+Run = Callable[..., Result]
+SECRET = "ada@shop.example"
+TABLES = ["event", "delivery", "dead_letter", "scheduled", "audit", "replay", "tombstone", "hold", "handler", "stream"]
+
+
+@pytest.fixture
+def box(settings: Settings) -> Iterator[Box]:
+    made = Box(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(outbox: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("OUTBOX_REDIS_URL", settings.redis_url.get_secret_value())
+    return outbox
+
+
+def add(db: Db, name: str, key: str | None, **payload: Any) -> str:
+    (row,) = db.execute(
+        "INSERT INTO outbox.event (name, key, payload, headers) VALUES (%s, %s, %s, %s) RETURNING id::text",
+        [name, key, json.dumps(payload), json.dumps({"correlation_id": f"of {key}"})],
+    )
+    return str(row[0])
+
+
+def rows(db: Db) -> dict[str, list[str]]:
+    """Every row of every table, as text."""
+    return {
+        table: [row[0] for row in db.execute(f"SELECT t::text FROM outbox.{table} AS t ORDER BY 1".encode())]
+        for table in TABLES
+    }
+
+
+def held_in_redis(box: Box) -> str:
+    return "".join(str(box.redis.xrange(key)) for key in box.redis.keys("outbox:{*"))
+
+
+def test_the_content_is_nowhere_any_more_and_nothing_else_is_touched(served: Run, box: Box, db: Db) -> None:
+    with Thread(box.settings):
+        box.subscribe("bill", "mail", event="a")
+        ids = {n: add(db, "a", SECRET if n % 2 else "bob", n=n, mail=SECRET if n % 2 else "bob") for n in range(8)}
+        wait_for(lambda: len(box.entries("a")) == 8, "eight entries")
+        deliver(db, "bill", "done", ids[0], ids[1])
+        bury(db, "bill", ids[2], error="bob refused")
+        bury(db, "bill", ids[3], error=f"{SECRET} refused")
+        deliver(db, "mail", "retrying", ids[3], error=f"{SECRET} is away")
+        deliver(db, "mail", "retrying", ids[5], lease="1 minute", error=f"{SECRET} is away")
+        deliver(db, "mail", "retrying", ids[4], lease="1 minute", error="bob is away")
+        # Its event went with the partition long ago.
+        gone = add(db, "b", SECRET, mail=SECRET)
+        bury(db, "bill", gone)
+        db.execute("DELETE FROM outbox.event WHERE id = %s", [gone])
+        for key in (SECRET, "bob"):
+            db.execute(
+                "INSERT INTO outbox.scheduled (due_at, name, key, payload) VALUES (now() + '1 day', 'a', %s, 'null')",
+                [key],
+            )
+        # An edited copy, and an audit row that says whose.
+        edit = Edit.parse(["payload.again=1"])
+        admin.replay(db, Selection(key=SECRET, handler="bill"), outcome=Outcome.DONE, edit=edit)
+        before = rows(db)
+        assert SECRET in str(before["audit"])
+        assert SECRET in held_in_redis(box)
+
+        dry = served("purge", "--key", SECRET, "--reason", "request 7", "--dry-run").said
+        assert dry == "would purge 5 events, 2 dead letters, 1 scheduled events"
+        assert rows(db) == before
+        done = served("purge", "--key", SECRET, "--reason", "request 7", "--yes")
+        assert done.said == "purged 5 events, 2 dead letters, 1 scheduled events, 4 stream entries"
+
+        after = rows(db)
+        assert SECRET not in str(after)
+        assert SECRET not in held_in_redis(box)
+        for table in ("event", "delivery", "dead_letter", "scheduled"):
+            assert [row for row in after[table] if "bob" in row] == [row for row in before[table] if "bob" in row]
+        # Where the events are in the log is as it was.
+        assert db.execute("SELECT count(*), count(DISTINCT seq) FROM outbox.event").fetchone() == (9, 9)
+        states = db.execute(
+            "SELECT handler, state, count(*) FROM outbox.delivery AS d JOIN outbox.tombstone AS t USING (event_id)"
+            " GROUP BY 1, 2 ORDER BY 1, 2"
+        ).fetchall()
+        assert states == [("bill", "cancelled", 3), ("bill", "dead", 2), ("bill", "done", 1), ("mail", "cancelled", 4)]
+        action, reason, detail = audits(db)[-1]
+        assert (action, reason) == ("purge", "request 7")
+        assert detail == {"by": ["key"], "events": 5, "letters": 2, "scheduled": 1}
+
+        # It can be neither run nor replayed, also by a handler that wants all there is.
+        for outcome in Outcome:
+            found = [
+                candidate.event_id for candidate in admin.candidates(db, Selection(), outcome=outcome, limit=99)[1]
+            ]
+            assert not {*found} & {ids[1], ids[3], ids[5], ids[7], gone}
+        db.execute("INSERT INTO outbox.handler (name, event_name, start_at) VALUES ('index', 'a', '-infinity')")
+        left = [row[0] for row in db.execute("SELECT seq FROM outbox.event WHERE key = 'bob' ORDER BY seq")]
+        assert box.work_until("a", "index", left) == left
+        # And the log goes on: done_to passes the tombstones, new events come through.
+        (fresh,) = box.add("a")
+        box.work_until("a", "index", [fresh])
+        wait_for(lambda: box.handler("index")[1].seq >= fresh, "done_to behind all of it")
+
+
+def test_a_payload_field_says_whose_it_is_too_and_a_second_purge_finds_nothing(served: Run, db: Db) -> None:
+    one, other = add(db, "a", None, user={"id": 7}), add(db, "a", None, user={"id": 8})
+    assert served("purge", "--where", "payload.user.id=7", "--reason", "x", "--yes", "-o", "json").json["events"] == 1
+    names = dict(db.execute("SELECT id::text, name FROM outbox.event").fetchall())
+    assert names == {one: "(purged)", other: "a"}
+    again = served("purge", "--where", "payload.user.id=7", "--reason", "x", "--yes")
+    assert (again.status, again.err) == (0, "nothing fits\n")
+    assert "(purged)" in served("events", one).out
+
+
+def test_an_interrupted_purge_is_finished_by_the_next(
+    served: Run, settings: Settings, box: Box, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.admin.purging.BATCH", 2)
+    ids = [add(db, "a", SECRET, n=n) for n in range(5)]
+    bury(db, "bill", *ids)
+    for id in ids:
+        box.redis.xadd("outbox:{a}", {"id": id, "payload": SECRET})
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        admin.purge(settings, Selection(key=SECRET), reason="x", progress=interrupt)
+    assert served("purge", "--key", SECRET, "--reason", "x", "--yes", "-o", "json").json == {
+        "events": 3, "letters": 5, "scheduled": 0, "entries": 5, "dry_run": False,
+    }  # fmt: skip
+    assert SECRET not in str(rows(db)) + held_in_redis(box)
+
+
+def test_a_purge_takes_a_reason_a_selection_and_a_redis(outbox: Run, served: Run, db: Db, monkeypatch: Any) -> None:
+    add(db, "a", SECRET)
+    assert served("purge", "--key", SECRET, "--yes").status == 2
+    assert served("purge", "--key", SECRET, "--reason", " ", "--yes").status == 2
+    assert served("purge", "--name", "a", "--reason", "x", "--yes").status == 2
+    assert served("purge", "--key", SECRET, "--reason", "x").status == 2
+    monkeypatch.setenv("OUTBOX_REDIS_URL", "redis://127.0.0.1:1/0")
+    assert outbox("purge", "--key", SECRET, "--reason", "x", "--yes").status == 1
+    assert db.execute("SELECT key FROM outbox.event").fetchall() == [(SECRET,)]
+    with pytest.raises(ValueError, match="by event"):
+        admin.purge(Settings(), Selection(key="k", handler="h"), reason="x")
