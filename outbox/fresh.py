@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 class Fresh(Generic[T]):
-    """Reads with `read()` in a thread of its own, at most every `keep` seconds however many ask. Whoever asks waits at
-    most `within` seconds, even for a `read` that never returns.
+    """Reads with `read()` in a thread of its own, at most every `keep` seconds however many ask. A `read` is waited
+    for `within` seconds from its begin, even one that never returns.
 
     >>> Fresh(lambda: admin.status(settings), keep=5, within=3).get()
     """
@@ -30,13 +30,22 @@ class Fresh(Generic[T]):
 
     def get(self) -> T | None:
         """The value, read `keep` seconds ago at most; None when it did not come in time, or `read` raised."""
+        reading = self._reading()
+        # By the reading's own time: one that hangs is waited for once, not by everyone who asks.
+        return reading.value if reading.over.wait(max(0.0, reading.began + self._within - time.monotonic())) else None
+
+    def begin(self) -> None:
+        """Begin to read if that is due, and wait for nothing: for who asks several servers at once."""
+        self._reading()
+
+    def _reading(self) -> _Reading[T]:
         with self._lock:
             reading = self._last
             if reading is None or (reading.over.is_set() and time.monotonic() - reading.at >= self._keep):
                 reading = self._last = _Reading()
                 # A daemon: a server that never answers must not keep the process from ending.
                 threading.Thread(target=self._run, args=(reading,), name="outbox reading", daemon=True).start()
-        return reading.value if reading.over.wait(self._within) else None
+        return reading
 
     def _run(self, reading: _Reading[T]) -> None:
         try:
@@ -49,6 +58,7 @@ class Fresh(Generic[T]):
 
 class _Reading(Generic[T]):
     def __init__(self) -> None:
+        self.began = time.monotonic()
         self.over = threading.Event()
         self.at = 0.0
         self.value: T | None = None

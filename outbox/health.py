@@ -82,6 +82,7 @@ class Servers:
 
     def findings(self) -> Findings:
         """What is wrong with each, in one line without a password."""
+        self._redis.begin()
         silent = f"no answer within {WITHIN:g} s"
         postgresql = self._postgresql.get() or {"postgresql": silent, "schema": "not known"}
         return postgresql | (self._redis.get() or {"redis": silent})

@@ -3,6 +3,8 @@ Looks only at what the process has already imported."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -46,6 +48,20 @@ def receive(headers: Mapping[str, str]) -> None:
             trace = sys.modules["opentelemetry.trace"]
             span = trace.NonRecordingSpan(context)
             sys.modules["opentelemetry.context"].attach(trace.set_span_in_context(span))
+
+
+def correlation_of(headers: str) -> str | None:
+    """The correlation id in an event's headers as they are stored; None without one, and for what are no headers.
+
+    >>> correlation_of('{"correlation_id": "req-7"}')
+    'req-7'
+    """
+    if "correlation_id" not in headers:
+        return None
+    found: dict[str, str] = {}
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        _put(found, "correlation_id", str(json.loads(headers)["correlation_id"]))
+    return found.get("correlation_id")
 
 
 def remote_context(headers: Mapping[str, object]) -> Any | None:

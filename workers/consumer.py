@@ -255,7 +255,7 @@ class Consumer:
             return
         for job in expired:
             job.closed = True
-            self._log.error("event.expired", handler=lane.name, event_id=job.event_id, error=expiry.ERROR)
+            self._log.error("event.expired", handler=lane.name, **job.facts(), error=expiry.ERROR)
         await self._database.fetch("expired", expiry.parameters(expired, lane.name))
         for job in expired:
             self._recorder.buried(job)

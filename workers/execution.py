@@ -164,7 +164,7 @@ class Execution:
                     raise
                 if repeat == REPEATS:
                     raise TransactionFailedError(f"{why}, {REPEATS + 1} times: {describe(error)}") from error
-                self._log.warning("transaction.repeated", event_id=job.event_id, why=why)
+                self._log.warning("transaction.repeated", **job.facts(), why=why)
                 if why == "connection" and await self._recorded(job):
                     return True
                 await asyncio.sleep(min(1.0, 0.02 * 2**repeat) * (0.5 + random()))

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from outbox import trace
 from outbox.entry import from_microseconds
 from outbox.event import Event
 
@@ -57,6 +58,13 @@ class Job:
         """The stream entries that are acknowledged when this is over: none for a retry that was never read here."""
         own = [] if self.source is None else [(self.source, self.entry_id)]
         return own + self.twins if self.twins else own
+
+    def facts(self) -> dict[str, Any]:
+        """What a line of log says of it, also outside of its run."""
+        found = {"event_id": self.event_id, "attempt": self.attempt}
+        if (correlation := trace.correlation_of(self.headers)) is not None:
+            found["correlation_id"] = correlation
+        return found
 
     def event(self) -> Event:
         """The event as a handler sees it."""

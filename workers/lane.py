@@ -182,7 +182,7 @@ class Lane:
                 outcome = DONE
         except SupersededError:
             if not job.closed:
-                self._log.info("delivery.superseded", event_id=job.event_id, attempt=job.attempt)
+                self._log.info("delivery.superseded", **job.facts())
         except BaseException as error:
             if job.closed or job.cause in ("lost", "stop"):
                 self._left(job)
@@ -236,7 +236,7 @@ class Lane:
 
     def _tell(self, job: Job, outcome: Outcome, error: BaseException) -> None:
         error = self._named(job, error)
-        facts = {"event_id": job.event_id, "attempt": job.attempt, "error": type(error).__name__}
+        facts = job.facts() | {"error": type(error).__name__}
         if isinstance(outcome, Dead):
             self._log.error("delivery.dead", **facts)
         else:
@@ -286,7 +286,7 @@ class Lane:
         self._abandoned.add(job.task)
         if job.ticket is not None:
             job.ticket.abandon()
-        self._log.error("handler.abandoned", event_id=job.event_id, cause=job.cause)
+        self._log.error("handler.abandoned", **job.facts(), cause=job.cause)
         if job.cause == "timeout" and not job.closed:
             self._fail(job, HandlerTimeoutError())
         job.closed = True
@@ -294,7 +294,7 @@ class Lane:
 
     def lose(self, job: Job) -> None:
         """The lease of this delivery is another worker's now."""
-        self._log.warning("lease.lost", event_id=job.event_id, attempt=job.attempt)
+        self._log.warning("lease.lost", **job.facts())
         self.interrupt(job, "lost")
         job.closed = True
         self.release(job)

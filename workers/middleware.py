@@ -47,11 +47,11 @@ async def _through(middleware: Sequence[Callable[..., Any]], kind: type[Attempt]
     except BaseException as error:
         if not attempt.committed:
             raise
-        log.error("middleware.too_late", event_id=job.event_id, error=describe(error))
+        log.error("middleware.too_late", **job.facts(), error=describe(error))
         return True
     if attempt.committed:
         if (changed := attempt.changed(final)) is not None:
-            log.error("middleware.too_late", event_id=job.event_id, outcome=changed)
+            log.error("middleware.too_late", **job.facts(), outcome=changed)
         return True
     if attempt.left is not None:
         raise attempt.left

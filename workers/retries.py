@@ -145,9 +145,9 @@ class Retries:
         return job
 
     async def _bury(self, job: Job, error: str) -> None:
-        self._log.error("delivery.dead", handler=job.lane.name, event_id=job.event_id, attempt=job.attempt, error=error)
+        self._log.error("delivery.dead", handler=job.lane.name, **job.facts(), error=error)
         try:
             await self._recorder.bury(job, error, cost=0)
         except RowRefusedError as refused:
             # Its lease ends, and it is claimed again.
-            self._log.error("delivery.refused", handler=job.lane.name, event_id=job.event_id, error=str(refused))
+            self._log.error("delivery.refused", handler=job.lane.name, **job.facts(), error=str(refused))

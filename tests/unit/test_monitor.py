@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -142,9 +143,11 @@ def test_what_is_old_is_read_anew() -> None:
 
 def test_a_reading_that_does_not_end_is_not_waited_for() -> None:
     never = threading.Event()
-    fresh = Fresh(never.wait, keep=60, within=0)
+    fresh = Fresh(never.wait, keep=60, within=0.2)
     assert fresh.get() is None
+    began = time.monotonic()
     assert fresh.get() is None
+    assert time.monotonic() - began < 0.2, "the second one need not wait again"
     never.set()
 
 

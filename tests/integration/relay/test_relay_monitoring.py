@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -199,3 +200,20 @@ def test_a_wake_up_by_a_writer_is_told_from_one_by_the_clock(
     before = relay.relay.wakeups["notify"]
     box.add("paid")
     wait_for(lambda: relay.relay.wakeups["notify"] > before, "a wake-up by NOTIFY")
+
+
+def test_the_program_serves_its_port_and_says_which_it_took(
+    start_relay: Callable[..., Any], wait_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_METRICS_PORT", "0")
+    process = start_relay()
+    process.await_line("monitor.listening")
+    [port] = re.findall(r"event=monitor\.listening.* port=(\d+)", process.output())
+    wait_for(lambda: Metrics(int(port)).of("outbox_relay_leader") == 1, "the lead")
+    assert get(int(port), "/livez")[0] == 200
+    monkeypatch.setenv("OUTBOX_METRICS_PORT", port)
+    other = start_relay()
+    assert other.popen.wait(60) == 1
+    assert "choose another --metrics-host or --metrics-port" in other.output()
+    assert "Traceback" not in other.output()
+    assert process.terminate() == 0

@@ -298,3 +298,16 @@ def test_a_supervisor_tells_of_all_its_processes_on_one_port(
     wait_for(lambda: done() == 10, what="ten outcomes")
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(60) == 0
+
+
+def test_a_single_process_serves_the_port_itself(
+    start: Callable[..., Any], wait_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_METRICS_PORT", "0")
+    worker = start(TASKS)
+    wait_for(lambda: "monitor.listening" in worker.output(), what="the port")
+    [port] = re.findall(r"event=monitor\.listening.* port=(\d+)", worker.output())
+    wait_for(lambda: get(int(port), "/readyz")[0] == 200, what="being ready")
+    assert scrape(int(port))("outbox_worker_in_flight", handler="h") == 0
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0

@@ -120,6 +120,36 @@ def test_logs_of_a_handler_say_handler_event_attempt_and_correlation_id(outbox: 
     assert bound == [own | {"attempt": 1}, own | {"attempt": 2}, {"handler": "many"}]
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_our_own_lines_about_a_failure_say_handler_event_attempt_and_correlation_id(
+    outbox: Any, work: Any, until: Any, batch: int | None
+) -> None:
+    app = workers.App()
+
+    if batch is None:
+
+        @app.handler("e", name="h", max_attempts=1)
+        async def alone() -> None:
+            raise OSError
+    else:
+
+        @app.handler("e", name="h", max_attempts=1, batch=batch)
+        async def together(events: list[workers.Event]) -> None:
+            raise OSError
+
+    outbox.attach("h", "e")
+    event_id = publish(outbox, "e", {"correlation_id": "req-7"})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("dead") == 1)
+
+    with capture_logs() as logs:
+        work(app, scenario)
+    [line] = [each for each in logs if each["event"] == "delivery.dead"]
+    names = ("handler", "event_id", "attempt", "correlation_id")
+    assert [line[name] for name in names] == ["h", event_id, 1, "req-7"]
+
+
 @pytest.mark.parametrize(
     "headers",
     [
