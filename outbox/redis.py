@@ -5,6 +5,7 @@ No client repeats a command: whoever calls knows whether that is right, and for 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import redis
@@ -86,13 +87,13 @@ def connect_asyncio(url: str, *, timeout: float, connect_timeout: float = CONNEC
     address = parse(url)
     given = _given(timeout, connect_timeout) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
     if address.kind is Kind.SERVER:
-        return redis.asyncio.Redis.from_url(url, retry_on_error=list(LEAVING), **_fit(given, url))
+        return _translated(redis.asyncio.Redis.from_url(url, retry_on_error=list(LEAVING), **_fit(given, url)))
     options = given | _options(address)
     kwargs = _for_sentinels(address, options)
     manager = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
         address.hosts, sentinel_kwargs=kwargs, **options
     )
-    return cast(redis.asyncio.Redis, manager.master_for(address.service))
+    return _translated(cast(redis.asyncio.Redis, manager.master_for(address.service)))
 
 
 def connect_node(
@@ -100,7 +101,7 @@ def connect_node(
 ) -> redis.asyncio.Redis:
     """A client of one node of the cluster at `url`."""
     given = _given(timeout, connect_timeout) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
-    return redis.asyncio.Redis(host=host, port=port, **given | _options(parse(url)))
+    return _translated(redis.asyncio.Redis(host=host, port=port, **given | _options(parse(url))))
 
 
 def cluster_map(url: str, *, timeout: float) -> redis.asyncio.cluster.NodesManager:
@@ -109,6 +110,26 @@ def cluster_map(url: str, *, timeout: float) -> redis.asyncio.cluster.NodesManag
     nodes = [redis.asyncio.cluster.ClusterNode(*host) for host in address.hosts]
     options = _given(timeout, CONNECT_TIMEOUT) | _options(address)
     return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **options).nodes_manager
+
+
+def _translated(client: redis.asyncio.Redis) -> redis.asyncio.Redis:
+    """The client, whose connections raise nothing but redis-py's own errors when they are lost."""
+    pool: Any = client.connection_pool
+    pool.connection_class = _translating(pool.connection_class)
+    return client
+
+
+@cache
+def _translating(kind: type[Any]) -> type[Any]:
+    class Translating(kind):  # type: ignore[misc]
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            try:
+                await super().send_packed_command(command, check_health)
+            except RuntimeError as error:
+                # uvloop's, for a transport that has closed; asyncio's own loop would lose what is written.
+                raise redis.ConnectionError(f"the connection was lost: {error}") from error
+
+    return Translating
 
 
 async def close_asyncio(client: redis.asyncio.Redis) -> None:

@@ -21,6 +21,7 @@ import redis
 
 from console.servers import Postgres, Redis, Server, ServerError, loopback_url
 from outbox import migrations
+from outbox.redis import connect
 from tests.chaos.programs import Part, perform
 from tests.chaos.schedule import PROGRAMS, WRITERS, Schedule
 from tests.proxy import Proxy
@@ -181,6 +182,16 @@ class Cluster:
             self._lead_through_a_proxy(link)
         for program in self.programs.values():
             program.start()
+        self._await_handlers()
+
+    def _await_handlers(self) -> None:
+        """Wait until workers have made their handlers known: what happens before is the same in every run."""
+        deadline = time.monotonic() + 30.0
+        with self.sql() as connection:
+            while connection.execute("SELECT count(*) = 0 FROM outbox.handler").fetchone() == (True,):
+                if time.monotonic() > deadline:
+                    raise ServerError("no worker has started")
+                time.sleep(0.02)
 
     def _lead_through_a_proxy(self, link: str) -> None:
         name, server = link.split("/")
@@ -236,7 +247,7 @@ class Cluster:
 
     def redis(self) -> redis.Redis:
         """A client of the primary, past all proxies."""
-        return redis.Redis(port=self.primary.port, socket_timeout=2.0, socket_connect_timeout=2.0)
+        return connect(self.primary.url, timeout=1.0, connect_timeout=1.0)
 
     def follow(self) -> None:
         """Let the replica copy the primary, over a way that can be held."""
@@ -244,7 +255,7 @@ class Cluster:
         if self.replication is not None:
             self.replication.close()
         self.replication = Proxy(self.primary.port)
-        with redis.Redis(port=self.replica.port, socket_timeout=5.0) as client:
+        with connect(self.replica.url, timeout=5.0) as client:
             client.replicaof("127.0.0.1", str(self.replication.port))
 
     def promote(self, *, split: bool) -> None:
@@ -254,7 +265,7 @@ class Cluster:
         old, self.primary = self.primary, self.replica
         self.replica = old
         self.replication.close()
-        with redis.Redis(port=self.primary.port, socket_timeout=5.0) as client:
+        with connect(self.primary.url, timeout=5.0) as client:
             client.replicaof("NO", "ONE")
         for link, proxy in self.proxies.items():
             if link.endswith("/redis"):
@@ -315,6 +326,11 @@ class Cluster:
                 let_go_on(server)
         self.start_postgres(within=20.0)
         self.start_redis()
+        for server in (self.primary, self.replica):
+            if server is not None:
+                with connect(server.url, timeout=20.0) as client:
+                    client.config_set("maxmemory", 0)
+                    client.config_set("maxmemory-policy", "noeviction")
         for proxy in self.proxies.values():
             proxy.heal()
         for name, program in self.programs.items():

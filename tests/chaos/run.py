@@ -88,15 +88,15 @@ def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = 
         healed = time.monotonic()
         _let_write_on(cluster, HEALTHY)
         _end_writers(cluster)
-        left = _await_rest(cluster, bound)
+        left = _await_rest(cluster, harness, bound)
         recovery = time.monotonic() - healed
-        harness.say("at rest", left=left)
+        harness.say("over" if left else "at rest")
         if schedule.lame and not left:
             # Whoever was replaced comes back, and can change nothing.
             for name in schedule.lame:
                 cluster.programs[name].go_on()
             _let_write_on(cluster, HEALTHY)
-            left = _await_rest(cluster, bound)
+            left = _await_rest(cluster, harness, bound)
         cluster.end_programs()
         seen = watcher.close()
         entries = read(cluster.histories)
@@ -176,7 +176,7 @@ def _end_writers(cluster: Cluster) -> None:
             writer.kill()
 
 
-def _await_rest(cluster: Cluster, bound: float) -> list[str]:
+def _await_rest(cluster: Cluster, harness: History, bound: float) -> list[str]:
     """Wait until nothing is left to do; what is left when the bound is over and nothing moves any more."""
     began = moved = time.monotonic()
     before: list[str] = []
@@ -184,6 +184,7 @@ def _await_rest(cluster: Cluster, bound: float) -> list[str]:
         now = time.monotonic()
         if left != before:
             before, moved = left, now
+            harness.say("left", undone=left)
         if now - began > (LONGEST * bound if now - moved < bound / 4 else bound):
             return left
         cluster.tend()

@@ -70,7 +70,7 @@ def effect(handler: str, event: outbox.Event, follow: outbox.Event | None = None
 def lasts(event: outbox.Event) -> float:
     """Seconds that a run of this event takes: mostly a few milliseconds, sometimes half a second."""
     drawn = event.id.int % 1000
-    return 0.5 if drawn < 10 else drawn / 40_000
+    return 0.5 if drawn < 10 else drawn / 80_000
 
 
 async def book(n: int, session: AsyncSession, event: workers.Event, context: workers.Context) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+import uvloop
 from sqlalchemy import event as hooks
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 import workers
 from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
+from workers import link
 
 INSERT = text("INSERT INTO effects VALUES (:n)")
 FAST = workers.Backoff(initial=0.01, jitter=0)
@@ -473,3 +475,22 @@ def test_more_runs_at_once_than_postgres_lets_in_cost_no_attempt(
         outage.admin.execute(f"DROP ROLE {role}")
     assert effects(outbox) == list(range(200))
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
+
+
+def test_a_transport_that_was_closed_under_its_connection_is_a_lost_connection(settings: Settings) -> None:
+    """uvloop raises a RuntimeError then, which nobody waits out."""
+
+    async def main() -> None:
+        servers = link.connect(settings.redis_url.get_secret_value())
+        at = servers.at("any")
+        pool = at.connection_pool
+        connection = await pool.get_connection()
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)
+        with pytest.raises(link.Unreachable):
+            await connection.send_command("PING")
+        await pool.release(connection)
+        assert await link.command(at, "ECHO", "next") == b"next"
+        await servers.aclose()
+
+    uvloop.run(main())
