@@ -29,6 +29,7 @@ LIBRARIES = [
     "asyncio",
     "fast_depends",
     "logging",
+    "prometheus_client",
     "psycopg",
     "pytest",
     "pydantic",

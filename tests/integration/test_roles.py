@@ -17,12 +17,15 @@ import psycopg
 import pytest
 from forking import Forked, Programs
 from psycopg import sql
+from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 import outbox
 from outbox import admin, migrations
+from outbox.health import Servers
 from outbox.settings import Settings
+from relay.installation import Installation
 
 TASKS = """
 from pathlib import Path
@@ -237,3 +240,14 @@ def test_a_writer_needs_no_more_than_its_role_for_every_way_of_adding(database_u
         rows = owner.execute("SELECT payload->>'number' FROM outbox.event ORDER BY seq").fetchall()
     assert rows == [("1",), ("2",), ("3",), ("4",)]
     assert event.name == "paid"
+
+
+@pytest.mark.parametrize("part", ["relay", "worker"])
+def test_what_the_port_with_metrics_asks_may_be_asked_under_the_role(
+    roles: dict[str, str], settings: Settings, part: str
+) -> None:
+    given = settings.model_copy(update={"database_url": SecretStr(as_role(settings.libpq_url(), roles[part]))})
+    assert Servers(given).findings() == {"postgresql": None, "schema": None, "redis": None}
+    if part == "relay":
+        [told] = [family for family in Installation(given).collect() if family.name == "outbox_state_read"]
+        assert [sample.value for sample in told.samples] == [1, 1]

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked, Programs
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
@@ -247,32 +246,29 @@ async def h(): ...
 
 
 @pytest.fixture
-def supervised(tmp_path: Path, settings: Settings) -> Iterator[Callable[[], tuple[int, subprocess.Popen[bytes]]]]:
-    """Two processes under a supervisor that serves their metrics: the port, and the supervisor."""
-    started: list[subprocess.Popen[bytes]] = []
+def supervised(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Callable[[], tuple[int, Forked]]]:
+    """Two processes at work under a supervisor that serves their metrics: the port, and the supervisor."""
+    started: list[Forked] = []
     (tmp_path / "tasks.py").write_text(TASKS)
     log = tmp_path / "log"
+    variables = {
+        "OUTBOX_DATABASE_URL": settings.libpq_url(),
+        "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+        "OUTBOX_LOG_FORMAT": "json",
+        "OUTBOX_METRICS_PORT": "0",
+        "PYTHONPATH": str(ROOT),
+    }
 
-    def start() -> tuple[int, subprocess.Popen[bytes]]:
+    def start() -> tuple[int, Forked]:
+        arguments = ["-P", "-m", "console.main", "worker", "tasks:app", "--processes", "2"]
         with log.open("wb") as out:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "console.main", "worker", "tasks:app", "--processes", "2"],
-                    cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                    env=os.environ | {
-                        "OUTBOX_DATABASE_URL": settings.libpq_url(),
-                        "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
-                        "OUTBOX_LOG_FORMAT": "json",
-                        "OUTBOX_METRICS_PORT": "0",
-                        "PYTHONPATH": str(ROOT),
-                    },
-                )
-            )  # fmt: skip
+            started.append(programs.start(arguments, cwd=tmp_path, env=os.environ | variables, stdout=out, stderr=out))
         deadline = time.monotonic() + 60
-        while not (found := re.search(r"^.*monitor\.listening.*$", log.read_text(), re.MULTILINE)):
+        while log.read_text().count("worker.started") < 2:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
-        return json.loads(found[0])["port"], started[-1]
+        [line] = re.findall(r"^.*monitor\.listening.*$", log.read_text(), re.MULTILINE)
+        return json.loads(line)["port"], started[-1]
 
     yield start
     for process in started:
