@@ -14,6 +14,8 @@ import pytest
 from outbox import admin
 from outbox.admin import Selection
 
+pytestmark = pytest.mark.oldest
+
 Db = psycopg.Connection[Any]
 
 

@@ -14,6 +14,8 @@ from psycopg import sql
 from outbox import migrations
 from outbox.errors import ConfigurationError, SchemaError
 
+pytestmark = pytest.mark.oldest
+
 ALL = [script.version for script in migrations.scripts()]
 
 

@@ -18,6 +18,8 @@ from outbox.position import Position
 from outbox.settings import Settings
 from relay import lead
 
+pytestmark = pytest.mark.oldest
+
 Db = psycopg.Connection[Any]
 
 

@@ -19,7 +19,7 @@ from forking import Forked, Programs
 
 from console.servers import Redis
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oldest]
 
 Db = psycopg.Connection[Any]
 

@@ -112,7 +112,7 @@ class Cast:
             fallen = [program.name for program in self.programs if program.fallen]
             assert not fallen, f"{fallen} ended while waiting for {what}\n{self.logs()}"
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}\n{self.report()}\n{self.logs()}"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return value
 
     # What the relay does

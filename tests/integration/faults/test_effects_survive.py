@@ -21,7 +21,7 @@ from console.servers import Redis
 from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oldest]
 
 WRITERS = 4
 

@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> 
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return value
 
 

@@ -14,6 +14,8 @@ from outbox.admin import status
 from outbox.admin.streams import streams
 from outbox.names import stream_key
 
+pytestmark = pytest.mark.oldest
+
 ROUND = 100
 """Events of each name in one go."""
 

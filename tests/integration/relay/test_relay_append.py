@@ -16,6 +16,8 @@ from relay.append import Append, Appender, Lost
 from relay.patience import Patience
 from relay.wire import ENTRY, Entries
 
+pytestmark = pytest.mark.oldest
+
 KEY = "outbox:{paid}"
 
 

@@ -12,6 +12,8 @@ from pydantic import SecretStr
 
 from outbox.settings import Settings
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture
 def proxy(redis_server: Any, open_proxy: Callable[..., Any]) -> Any:

@@ -14,6 +14,8 @@ from relay.catch_up import PIECE
 from relay.tick import MOST_ROWS
 from relay.window import next_most
 
+pytestmark = pytest.mark.oldest
+
 MOST = CATCH_UP.entries
 OVER = PIECE + MOST_ROWS
 """How many more a feed may put on a stream that is not full yet."""

@@ -12,6 +12,8 @@ from outbox.position import Position
 from relay import bounds, progress
 from relay.bounds import Limit
 
+pytestmark = pytest.mark.oldest
+
 SMALL = Limit(entries=100, size=1 << 20)
 
 

@@ -13,6 +13,8 @@ from relay.append import Append, Appender
 from relay.patience import Patience
 from relay.wire import Entries
 
+pytestmark = pytest.mark.oldest
+
 MOST_PAUSES = 500
 
 

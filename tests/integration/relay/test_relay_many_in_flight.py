@@ -11,6 +11,8 @@ from pydantic import SecretStr
 from outbox.settings import Settings
 from relay import feed, tick
 
+pytestmark = pytest.mark.oldest
+
 NAMES = ["made", "paid", "sent"]
 
 CHUNKS = 10

@@ -10,6 +10,8 @@ import pytest
 
 from relay import lead, scripts, tick
 
+pytestmark = pytest.mark.oldest
+
 PILE = 20_000
 LARGE = 300
 """Events of a tick that are too many to come with it."""

@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+import pytest
 
 from outbox import entry
 from outbox.position import Position
+
+pytestmark = pytest.mark.oldest
 
 
 def test_an_entry_holds_the_event_as_it_was_written(relay: Any, box: Any) -> None:

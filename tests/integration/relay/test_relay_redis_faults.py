@@ -22,6 +22,8 @@ from console.servers import Redis, free_port
 from outbox.settings import Settings
 from relay.bounds import CATCH_UP
 
+pytestmark = pytest.mark.oldest
+
 STREAM = "outbox:{paid}"
 
 

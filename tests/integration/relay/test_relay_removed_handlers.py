@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.oldest
+
 NODE = 200
 """More entries than one node of a stream holds; trimming leaves the rest of a node."""
 

@@ -13,6 +13,8 @@ from relay import lead, tick
 from relay.spans import FEW_NAMES, Span, together
 from relay.sweep import Sweep
 
+pytestmark = pytest.mark.oldest
+
 NAMES = [f"name{n}" for n in range(FEW_NAMES + 3)]
 TICKS = 12
 

@@ -18,6 +18,8 @@ from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 from workers import consumer, link
 
+pytestmark = pytest.mark.oldest
+
 KEY = stream_key("outbox", "e")
 
 DONE = (

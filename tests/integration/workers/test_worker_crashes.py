@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.oldest
+
 LEASE = 2.0
 
 HEAD = """
@@ -260,6 +262,7 @@ def test_a_thread_that_hangs_cannot_hold_a_worker_past_its_deadline(
     outbox.publish("e", {"n": 1})
     worker = start(HEAD + HANGING, "--grace", "0.3" if signals == 1 else "600")
     wait_for((tmp_path / "inside").exists)
+    wait_for(lambda: not stopping(outbox))
     for _ in range(signals):
         worker.signal(signal.SIGTERM)
         if signals == 2:

@@ -11,6 +11,8 @@ import workers
 from outbox.entry import to_microseconds
 from outbox.errors import SchemaError
 
+pytestmark = pytest.mark.oldest
+
 NOW = datetime.now(UTC)
 OLD = to_microseconds(NOW - timedelta(days=30))
 

@@ -22,6 +22,8 @@ from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 from workers import link
 
+pytestmark = pytest.mark.oldest
+
 INSERT = text("INSERT INTO effects VALUES (:n)")
 FAST = workers.Backoff(initial=0.01, jitter=0)
 KEY = stream_key("outbox", "e")

@@ -17,6 +17,8 @@ from outbox import admin
 from workers.job import Job
 from workers.lane import Lane
 
+pytestmark = pytest.mark.oldest
+
 LEASE = 2.0
 
 HEAD = """

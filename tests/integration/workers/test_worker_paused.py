@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import workers
 from outbox import admin
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize("what", ["handler", "event"])
 def test_a_paused_handler_rests_until_it_is_resumed(outbox: Any, work: Any, until: Any, what: Any) -> None:

@@ -16,6 +16,8 @@ from outbox.errors import ConfigurationError, PrefixTakenError, SchemaError
 from outbox.names import catch_up_key, owner_key, stream_key
 from outbox.settings import Settings
 
+pytestmark = pytest.mark.oldest
+
 
 def test_every_event_is_handled_recorded_and_acknowledged(outbox: Any, work: Any, until: Any) -> None:
     app, seen = workers.App(), []

@@ -12,6 +12,8 @@ import workers
 from outbox.names import stream_key
 from workers.queries import sql
 
+pytestmark = pytest.mark.oldest
+
 FAST = workers.Backoff(initial=0.01, jitter=0)
 
 

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import workers
 from outbox.names import stream_key
 
+pytestmark = pytest.mark.oldest
+
 KEY = stream_key("outbox", "e")
 PATIENCE: dict[str, Any] = {"lease": 1.0, "heartbeat": 0.2}
 

@@ -16,6 +16,8 @@ import workers
 from outbox.settings import Settings
 from workers import Event
 
+pytestmark = pytest.mark.oldest
+
 INSERT = text("INSERT INTO effects VALUES (:n)")
 TRANSACTIONAL = pytest.mark.parametrize("kind", ["async transactional", "sync transactional"])
 
