@@ -284,6 +284,11 @@ def test_what_a_paused_handler_has_waiting_is_not_eligible(db: Db) -> None:
 
 def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
     add(db, count=60_000)
+    db.execute(
+        "INSERT INTO outbox.tick (id, snapshot, created_at, count)"
+        " SELECT id - 86400000 + n, snapshot, created_at - interval '1 day', 1"
+        "   FROM outbox.tick, generate_series(1, 20000) AS n"
+    )
     last = tick(db)
     handler(db, "h", done=(last, 10**9), attached=True)
     deliver(db, "h", "done", 60_000)

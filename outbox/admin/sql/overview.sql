@@ -3,7 +3,11 @@
 -- that what the statistics and the numbers of the events say. Index: tick's primary key backwards, event_xid for what is
 -- new (ORDER BY xid, or a LIMIT would tempt the planner into a full scan). pg_stat_activity shows names of programs to
 -- everybody. The flag is not read on a standby server, where an unlogged sequence has no value.
-WITH published AS MATERIALIZED (
+WITH moment AS MATERIALIZED (
+  -- Read once: a volatile function is no bound of an index scan.
+  SELECT now, now - interval '1 minute' AS minute, now - interval '5 minutes' AS minutes
+    FROM clock_timestamp() AS now
+), published AS MATERIALIZED (
   SELECT snapshot, created_at FROM {schema}.tick WHERE count IS NOT NULL ORDER BY id DESC LIMIT 1
 ), fresh AS (
   (SELECT created_at FROM {schema}.event WHERE xid >= (SELECT pg_snapshot_xmax(snapshot) FROM published)
@@ -13,18 +17,18 @@ WITH published AS MATERIALIZED (
 ), unpublished AS MATERIALIZED (
   SELECT count(*) AS count, min(created_at) AS oldest FROM (SELECT created_at FROM fresh LIMIT %(most)s) AS part
 ), recent AS MATERIALIZED (
-  SELECT sum(count) FILTER (WHERE created_at > clock_timestamp() - interval '1 minute') AS minute, sum(count) AS minutes
+  SELECT sum(count) FILTER (WHERE created_at > (SELECT minute FROM moment)) AS minute, sum(count) AS minutes
     FROM (SELECT created_at, count FROM {schema}.tick
-           WHERE id >= floor(extract(epoch FROM clock_timestamp() - interval '5 minutes') * 1000)::bigint
+           WHERE id >= (SELECT floor(extract(epoch FROM minutes) * 1000)::bigint FROM moment)
            ORDER BY id DESC LIMIT 50000) AS part
-   WHERE created_at > clock_timestamp() - interval '5 minutes'
+   WHERE created_at > (SELECT minutes FROM moment)
 ), lead AS MATERIALIZED (
   SELECT pid FROM pg_locks
    WHERE locktype = 'advisory' AND granted AND objsubid = 1
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
      AND (classid::bigint << 32 | objid::bigint) = %(lock)s
 )
-SELECT clock_timestamp() AS at, r.tick, r.seq, r.leader, r.heartbeat, r.backend_pid,
+SELECT (SELECT now FROM moment) AS at, r.tick, r.seq, r.leader, r.heartbeat, r.backend_pid,
        (SELECT created_at FROM {schema}.tick ORDER BY id DESC LIMIT 1) AS last_tick_at,
        (SELECT count(*) FROM (SELECT FROM {schema}.event LIMIT %(most)s) AS part) AS events,
        (SELECT sum(c.reltuples)::bigint FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
