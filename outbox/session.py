@@ -43,7 +43,8 @@ from outbox.schema import SCHEMA, event
 
 _WAITING = "outbox.waiting"
 _COLLECTED = "outbox.collected"
-_UNDEFINED = ("42P01", "3F000", "42703")
+UNDEFINED = ("42P01", "3F000", "42703")
+"""PostgreSQL's codes for a table, schema or column that is not there."""
 
 
 class _Written(UserDefinedType[str]):
@@ -145,7 +146,7 @@ def write(connection: Connection, events: Sequence[Event]) -> None:
         else:
             connection.execute(_INSERT, rows)
     except ProgrammingError as error:
-        if sqlstate(error) in _UNDEFINED:
+        if sqlstate(error) in UNDEFINED:
             raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error
         raise
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from outbox.errors import ConfigurationError, PrefixTakenError, SchemaError
 from outbox.migrations.script import latest
 from outbox.names import channel, owner_key
 from outbox.settings import Settings
-from workers.database import Database
+from workers.database import Database, Unreachable
 from workers.handler import Handler
 from workers.link import Servers
 
@@ -43,12 +45,13 @@ async def register(database: Database, handlers: list[Handler], schema: str) -> 
 
 async def appear(database: Database, worker: str, handlers: list[Handler]) -> None:
     """Let those who look see that this worker lives, for as long as it says so again."""
-    await database.fetch("present", {"name": worker, "handlers": [handler.name for handler in handlers]})
+    await database.fetch("present", {"name": worker, "handlers": sorted(handler.name for handler in handlers)})
 
 
 async def disappear(database: Database, worker: str, schema: str) -> None:
-    """Nobody need wait to see that this worker has gone."""
-    await database.query(f"DELETE FROM {schema}.worker WHERE name = %(name)s", {"name": worker})
+    """Nobody need wait to see that this worker has gone. Tried once: it must not hold up a stop."""
+    with suppress(*Unreachable):
+        await database.once(f"DELETE FROM {schema}.worker WHERE name = %(name)s", {"name": worker})
 
 
 async def owner(database: Database, schema: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import Depends, FastAPI, Header, HTTPException, status
@@ -89,6 +89,15 @@ async def place_order(body: PlaceOrder, session: SessionDep) -> Accepted:
         raise HTTPException(status.HTTP_402_PAYMENT_REQUIRED, {"reason": str(error), **refused}) from None
     await session.commit()
     return Accepted(id=order.id, event=event.id)
+
+
+@app.get("/events/{id}")
+async def where_is_it(id: UUID, session: SessionDep) -> dict[str, Any]:
+    """What happened to an event so far, and what it waits for."""
+    story = await outbox.status(session, id)
+    if story.state == "unknown":
+        raise HTTPException(status.HTTP_404_NOT_FOUND, story.waits[0].text)
+    return story.as_dict()
 
 
 @app.get("/health")

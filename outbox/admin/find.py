@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Awaitable
+from functools import cache
 from typing import TYPE_CHECKING, Any, overload
 from uuid import UUID
 
@@ -15,11 +16,11 @@ from outbox.admin.state import ALIVE
 from outbox.admin.statement import statement
 from outbox.admin.story import Story, tell
 from outbox.database import Database, opened
-from outbox.errors import TargetError
+from outbox.errors import SchemaError, TargetError
 from outbox.names import lock_id
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
@@ -62,7 +63,8 @@ def status(session: Any, id: UUID | str, /) -> Story | Awaitable[Story]:
     Returns a `Story`: `state` for a glance, `moments` as a time line, `handlers` with attempts and errors, `waits` with
     what it waits for. An id that nobody knows has the state "unknown".
 
-    Raises `ValueError` for what is no UUID, and `TargetError` for what is no session.
+    Raises `ValueError` for what is no UUID, `TargetError` for what is no session, and `SchemaError` when `outbox
+    migrate` has not run.
 
     >>> (await outbox.status(session, event_id)).state
     'retrying'
@@ -85,10 +87,12 @@ async def _awaited(session: Any, id: UUID) -> Story:
 
 
 def _read(session: Any, id: UUID) -> Story:
-    from sqlalchemy import Connection, text
+    from sqlalchemy import Connection
+    from sqlalchemy.exc import ProgrammingError
     from sqlalchemy.orm import Session, scoped_session
 
     from outbox.schema import SCHEMA, event
+    from outbox.session import UNDEFINED, sqlstate
 
     if isinstance(session, scoped_session):
         session = session()
@@ -101,8 +105,21 @@ def _read(session: Any, id: UUID) -> Story:
         raise TargetError(
             f"outbox.status reads through a SQLAlchemy session or connection, not {type(session).__name__}"
         )
-    query = re.sub(r"%\((\w+)\)s", r":\1", statement("story", SCHEMA).decode())
-    return tell(id, json.loads(connection.execute(text(query), _asked(id, SCHEMA)).scalar_one()))
+    try:
+        found = connection.execute(_query(SCHEMA), _asked(id, SCHEMA)).scalar_one()
+    except ProgrammingError as error:
+        if sqlstate(error) in UNDEFINED:
+            raise SchemaError(f"the schema {SCHEMA} is absent or not of this release: run `outbox migrate`") from error
+        raise
+    return tell(id, json.loads(found))
+
+
+@cache
+def _query(schema: str) -> TextClause:
+    """The statement with SQLAlchemy's style of parameters, which fits every driver."""
+    from sqlalchemy import text
+
+    return text(re.sub(r"%\((\w+)\)s", r":\1", statement("story", schema).decode()))
 
 
 def _asked(id: UUID | str, schema: str | None) -> dict[str, Any]:

@@ -172,6 +172,15 @@ def test_what_is_no_id_or_no_session_is_refused(database_url: str) -> None:
     engine.dispose()
 
 
+def test_without_the_schema_the_advice_is_to_migrate(empty_database_url: str) -> None:
+    engine = create_engine(alchemy(empty_database_url))
+    with Session(engine) as session, pytest.raises(outbox.SchemaError, match="run `outbox migrate`"):
+        outbox.status(session, uuid.uuid4())
+    with pytest.raises(outbox.SchemaError, match="run `outbox migrate`"):
+        admin.story(empty_database_url, uuid.uuid4())
+    engine.dispose()
+
+
 def test_a_role_with_the_reader_s_grants_may_ask_and_change_nothing(database_url: str, db: Db) -> None:
     from outbox.migrations.roles import roles_sql
 

@@ -170,7 +170,13 @@ def test_another_schema_and_prefix_carry_the_whole_path_and_leave_the_default_on
         ({"order_id": 7, "zip_code": "10115", "size": 256 * 1024},)
     ]
     facts = json.loads(installation.run("status", "-o", "json", *flags).stdout)
-    assert (facts["schema"], facts["leader"] is not None) == ("billing", True)
+    assert (facts["schema"], facts["leader"]["listens"]) == ("billing", True)
+    assert [worker["handlers"] for worker in facts["workers"]] == [sorted(each["name"] for each in facts["handlers"])]
+    assert {handler["workers"] for handler in facts["handlers"]} == {1}
+    ((id,),) = rows(db, "SELECT id::text FROM billing.event WHERE name = 'ordered'")
+    story = json.loads(installation.run("status", id, "-o", "json", *flags).stdout)
+    assert (story["state"], story["redis_error"]) == ("done", None)
+    assert [moment["what"] for moment in story["moments"]] == ["added", "committed", "in tick", "published", "done"]
     assert {stream["key"].partition(":")[0] for stream in facts["streams"]} == {"shop.v2"}
     installation.stop()
     for table in ("event", "delivery", "handler"):

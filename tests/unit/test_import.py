@@ -32,6 +32,11 @@ def test_importing_and_adding_loads_neither_redis_nor_the_relay_nor_the_workers(
     assert python(WRITE) == "[]"
 
 
+def test_asking_for_an_event_s_status_loads_neither_redis_nor_the_relay_nor_the_workers() -> None:
+    program = "import sys, outbox; outbox.status; print({'redis', 'relay', 'workers', 'console'} & set(sys.modules))"
+    assert python(program) == "set()"
+
+
 @pytest.mark.parametrize("program", ["import relay.service", "import outbox.admin, outbox.settings, console.program"])
 def test_the_relay_and_the_commands_that_look_load_no_sqlalchemy(program: str) -> None:
     assert python(f"import sys; {program}; print('sqlalchemy' in sys.modules)") == "False"

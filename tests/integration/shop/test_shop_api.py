@@ -69,6 +69,19 @@ async def test_a_declined_card_leaves_neither_order_nor_event(client: httpx.Asyn
     assert [event for event, _, _ in await events(session)] == [first["event"]]
 
 
+async def test_a_customer_may_ask_where_an_event_is(client: httpx.AsyncClient) -> None:
+    first = await sign_up(client)
+    answer = await client.get(f"/events/{first['event']}")
+    assert answer.status_code == 200
+    story = answer.json()
+    assert (story["id"], story["name"], story["state"]) == (first["event"], "signed_up", "waiting")
+    assert story["waits_for"]["code"] == "no_handler"
+    assert [moment["what"] for moment in story["moments"]] == ["added", "committed"]
+    unknown = await client.get("/events/0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55")
+    assert unknown.status_code == 404
+    assert unknown.json()["detail"].startswith("no committed event has this id")
+
+
 async def test_the_shop_says_that_it_is_well(client: httpx.AsyncClient) -> None:
     assert (await client.get("/health")).json() == {"status": "ok"}
 
