@@ -226,7 +226,7 @@ def _event_waits(facts: Mapping[str, Any], handlers: list[HandlerStory]) -> Wait
             "unknown_event",
             "no committed event has this id: it was never added, was rolled back, or is older than what is retained",
         )
-    if not handlers:
+    if not handlers and not facts["purged_at"]:
         return Wait("no_handler", f"no handler is registered for {facts['name']}; the event waits for one")
     return None
 
@@ -250,6 +250,8 @@ def _state(facts: Mapping[str, Any], handlers: list[HandlerStory]) -> State:
             return state
     if facts["event"] is None:
         return "scheduled" if facts["planned"] else "unknown"
+    if facts["purged_at"]:
+        return "cancelled"
     return "done" if handlers else "waiting"
 
 
@@ -264,7 +266,8 @@ def _moments(
     if facts["planned"]:
         found.append(Moment(_time(facts["planned"]["created_at"]), "scheduled", detail=facts["planned"]["due_at"]))
     if event:
-        found.append(Moment(_time(event["created_at"]), "added", detail=f"seq {event['seq']}"))
+        copy = f", a copy of {event['copy_of']}" if event["copy_of"] else ""
+        found.append(Moment(_time(event["created_at"]), "added", detail=f"seq {event['seq']}{copy}"))
         if event["committed_at"]:
             found.append(Moment(_time(event["committed_at"]), "committed"))
         elif tick:
@@ -278,6 +281,8 @@ def _moments(
         relay = facts["relay"]
         if Position(relay["tick"], relay["seq"]) >= position and any(row["attached"] for row in facts["handlers"]):
             found.append(Moment(_time(tick["created_at"]), "published", detail=f"as {position}, soon after its tick"))
+    if facts["purged_at"]:
+        found.append(Moment(_time(facts["purged_at"]), "purged"))
     for each in handlers:
         found += _at(each, letters.get(each.handler))
     # Stable: what has the same time stays in the order of the path.

@@ -110,6 +110,32 @@ def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from scans(child)
 
 
+def test_a_copy_for_one_handler_and_a_purged_event_have_the_story_of_their_deliveries(db: Db) -> None:
+    handle(db, "h")
+    handle(db, "g")
+    original, copy, purged = add(db), add(db), add(db)
+    tick(db)
+    db.execute(
+        "UPDATE outbox.event SET name = '(copy)', headers = json_build_object('outbox-copy-of', %s::text)"
+        " WHERE id = %s",
+        [str(original), copy],
+    )
+    db.execute("UPDATE outbox.event SET name = '(purged)', payload = 'null' WHERE id = %s", [purged])
+    db.execute("INSERT INTO outbox.tombstone (event_id, name) VALUES (%s, 'paid')", [purged])
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, 'h', created_at, CASE name WHEN '(copy)' THEN 'retrying' ELSE 'cancelled' END, 0,"
+        "        CASE name WHEN '(copy)' THEN now() END FROM outbox.event WHERE name IN ('(copy)', '(purged)')"
+    )
+    told = admin.story(db, copy)
+    assert (told.name, [each.handler for each in told.handlers]) == ("paid", ["h"])
+    assert [wait.code for wait in told.waits] == ["worker"]
+    assert f"a copy of {original}" in str(told.moments[0].detail)
+    told = admin.story(db, purged)
+    assert (told.name, told.state, told.waits) == ("paid", "cancelled", ())
+    assert {"purged", "cancelled"} <= {moment.what for moment in told.moments}
+
+
 # Who asks ----------------------------------------------------------------------------------------------------------
 
 

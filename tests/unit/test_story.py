@@ -42,10 +42,12 @@ def story(*handlers: dict[str, Any], deliveries: Any = (), **other: Any) -> Stor
         "name": "paid",
         "event": {
             "name": "paid", "key": "k", "created_at": ago(minutes=1), "seq": 42, "own": False, "committed_at": None,
+            "copy_of": None,
         },
         "tick": {"id": 7, "created_at": ago(seconds=50)},
         "relay": {"tick": 7, "seq": 50, "paused": False, "leads": True},
         "planned": None,
+        "purged_at": None,
         "handlers": list(handlers),
         "deliveries": list(deliveries),
         "letters": [],
@@ -129,7 +131,15 @@ def test_an_event_that_nobody_can_see_says_why_that_may_be(code: str, said: str,
 
 
 def test_what_its_own_transaction_added_waits_for_the_commit() -> None:
-    event = {"name": "paid", "key": None, "created_at": ago(seconds=1), "seq": 42, "own": True, "committed_at": None}
+    event = {
+        "name": "paid",
+        "key": None,
+        "created_at": ago(seconds=1),
+        "seq": 42,
+        "own": True,
+        "committed_at": None,
+        "copy_of": None,
+    }
     told = story(handler(), event=event, tick=None)
     assert [wait.code for wait in told.waits] == ["commit"]
     assert [moment.what for moment in told.moments] == ["added"]
@@ -199,3 +209,9 @@ def test_a_story_is_plain_values_for_an_endpoint() -> None:
     found = story(handler(), deliveries=[delivery()]).as_dict()
     assert (found["id"], found["position"], found["state"]) == (str(ID), "7-42", "done")
     assert found["handlers"][0]["handler"] == "h"
+
+
+def test_a_purged_event_waits_for_nothing_and_says_when_that_was() -> None:
+    for told in (story(purged_at=ago(seconds=5)), story(deliveries=[delivery("cancelled")], purged_at=ago(seconds=5))):
+        assert (told.state, told.waits) == ("cancelled", ())
+        assert "purged" in [moment.what for moment in told.moments]

@@ -2,9 +2,9 @@
 -- whose snapshot sees the event: a search in halves over the ids, about forty probes of tick's primary key. Who has event
 -- rows in an open transaction is asked only when there is no such event. CAST, because SQLAlchemy takes no parameter with
 -- :: behind it. Index: primary keys of event, delivery (of each
--- partition), dead_letter, scheduled; handler_event_name.
+-- partition), dead_letter, scheduled, tombstone; handlers are few.
 WITH RECURSIVE found AS MATERIALIZED (
-  SELECT id, name, key, created_at, seq, xid FROM {schema}.event WHERE id = CAST(%(id)s AS uuid) ORDER BY created_at LIMIT 1
+  SELECT id, name, key, created_at, seq, xid, headers->>'outbox-copy-of' AS copy_of FROM {schema}.event WHERE id = CAST(%(id)s AS uuid) ORDER BY created_at LIMIT 1
 ), search (low, high) AS (
   SELECT 0::bigint, t.id
     FROM found AS e
@@ -22,14 +22,22 @@ WITH RECURSIVE found AS MATERIALIZED (
   SELECT * FROM {schema}.dead_letter WHERE event_id = CAST(%(id)s AS uuid)
 ), planned AS MATERIALIZED (
   SELECT * FROM {schema}.scheduled WHERE id = CAST(%(id)s AS uuid)
+), purged AS MATERIALIZED (
+  SELECT * FROM {schema}.tombstone WHERE event_id = CAST(%(id)s AS uuid)
+), delivered AS MATERIALIZED (
+  SELECT * FROM {schema}.delivery WHERE event_id = CAST(%(id)s AS uuid)
 ), named AS MATERIALIZED (
-  SELECT coalesce((SELECT name FROM found), (SELECT name FROM letter LIMIT 1), (SELECT name FROM planned)) AS name
+  -- A copy and a purged event have no name that a handler could have.
+  SELECT coalesce((SELECT name FROM found WHERE name NOT IN ('(copy)', '(purged)')), (SELECT name FROM purged),
+                  (SELECT name FROM letter LIMIT 1), (SELECT name FROM planned),
+                  (SELECT h.event_name FROM {schema}.handler AS h JOIN delivered AS d ON d.handler = h.name LIMIT 1)) AS name,
+         coalesce((SELECT name FROM found), (SELECT name FROM letter LIMIT 1), (SELECT name FROM planned)) AS served
 )
 SELECT json_build_object(
   'now', clock_timestamp(),
   'name', (SELECT name FROM named),
   'event', (SELECT json_build_object(
-      'name', name, 'key', key, 'created_at', created_at, 'seq', seq,
+      'name', name, 'key', key, 'created_at', created_at, 'seq', seq, 'copy_of', copy_of,
       'own', coalesce(xid = pg_current_xact_id_if_assigned(), false),
       'committed_at', CASE WHEN current_setting('track_commit_timestamp') = 'on'
                            THEN pg_xact_commit_timestamp(xid::xid) END) FROM found),
@@ -47,11 +55,13 @@ SELECT json_build_object(
       'workers', (SELECT count(*) FROM {schema}.worker AS w
                    WHERE h.name = ANY(w.handlers) AND w.seen_at > clock_timestamp() - %(alive)s * interval '1 second')
       ) ORDER BY h.name), '[]')
-      FROM {schema}.handler AS h WHERE h.event_name = (SELECT name FROM named)),
+      FROM {schema}.handler AS h
+     WHERE h.event_name = (SELECT served FROM named) OR h.name IN (SELECT handler FROM delivered)),
+  'purged_at', (SELECT purged_at FROM purged),
   'deliveries', (SELECT coalesce(json_agg(json_build_object(
       'handler', handler, 'state', state, 'attempts', attempts, 'replays', replays, 'due_at', due_at,
       'leased', lease IS NOT NULL, 'error', error, 'failures', failures, 'updated_at', updated_at) ORDER BY handler), '[]')
-      FROM {schema}.delivery WHERE event_id = CAST(%(id)s AS uuid)),
+      FROM delivered),
   'letters', (SELECT coalesce(json_agg(json_build_object(
       'handler', handler, 'key', key, 'event_created_at', event_created_at, 'attempts', attempts, 'error', error,
       'died_at', died_at, 'replayed_at', replayed_at) ORDER BY handler), '[]') FROM letter),
