@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from itertools import count
 
 import psycopg
@@ -121,7 +122,7 @@ class Feed:
         if finished is not None and state.length:
             kept = str(progress.after(finished))
             dropped = feeds.patience.insist(lambda: feeds.client.xtrim(self.key, minid=kept, approximate=False))
-            state = progress.Progress(state.last, state.length - int(dropped), state.delivered, state.pending)
+            state = replace(state, length=state.length - int(dropped))
             self._held.trimmed(finished)
         return state
 

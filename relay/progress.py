@@ -25,6 +25,8 @@ class Progress:
     """The group's last delivered id; `AWAY` when it was taken off; None when there is no such group."""
     pending: Position | None
     """The group's lowest id that is delivered and not acknowledged."""
+    present: Position
+    """The id of the last entry that the stream still has; `ORIGIN` when it has none."""
 
 
 def read(client: redis.Redis, key: str, group: str) -> Progress:
@@ -34,12 +36,13 @@ def read(client: redis.Redis, key: str, group: str) -> Progress:
 
 def parse(answer: Any) -> Progress:
     """The script's answer as a value."""
-    last, length, delivered, pending = answer
+    last, length, delivered, pending, present = answer
     return Progress(
         last=Position.parse(last),
         length=int(length),
         delivered=Position.parse(delivered) if delivered else None,
         pending=Position.parse(pending) if pending else None,
+        present=Position.parse(present) if present else ORIGIN,
     )
 
 
@@ -56,13 +59,14 @@ def after(position: Position) -> Position:
 def finished(progress: Progress, published: Position) -> Position | None:
     """Up to where a group has finished all that a feed has put on this stream; None when that cannot be told.
 
-    `published` is the feed's position, read before `progress` was.
+    `published` is the feed's position, read before `progress` was. What somebody else trimmed unread counts as
+    finished: the group will never be given it, and the check of all that is finished finds it.
     """
     if progress.delivered is None or progress.delivered == AWAY:
         return None
     if progress.pending is not None:
         return before(progress.pending)
-    if progress.delivered < progress.last:
+    if progress.delivered < progress.present:
         return progress.delivered
     return max(published, progress.delivered)
 
@@ -88,6 +92,6 @@ def finished_everywhere(
         return min(feed, before(own.pending))
     if own.delivered is None:
         return None
-    if own.delivered < own.last:
+    if own.delivered < own.present:
         return min(feed, own.delivered)
     return feed

@@ -1,6 +1,6 @@
 """Redis as the protocol uses it: streams with ids, groups and pending lists. One call is one moment.
 
-What `relay/lua` and `workers/lua` do is done here in Python; `test_model_streams.py` holds both against a real server.
+What `relay/lua` and `workers/lua` do is done here in Python; `test_streams.py` holds both against a real server.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class Redis:
         stream.groups[name] = Group(stream.last if start == "$" else Position.parse(start))
 
     def set_group(self, key: str, name: str, at: str) -> None:
+        self._exists(key)
         self._group(key, name).delivered = Position.parse(at)
 
     def read_group(self, key: str, name: str, consumer: str, count: int) -> list[tuple[bytes, Fields]]:
@@ -176,8 +177,7 @@ class Redis:
 
     def groups(self, key: str) -> list[list[bytes]]:
         """XINFO GROUPS, as far as it is looked at."""
-        if key not in self.streams:
-            raise redis.ResponseError("ERR no such key")
+        self._exists(key)
         return [
             [b"name", name.encode(), b"last-delivered-id", str(group.delivered).encode()]
             for name, group in self.streams[key].groups.items()
@@ -185,6 +185,7 @@ class Redis:
 
     def consumers(self, key: str, name: str) -> list[list[Any]]:
         """XINFO CONSUMERS"""
+        self._exists(key)
         group = self._group(key, name)
         return [
             [b"name", each.encode(), b"pending", sum(p.consumer == each for p in group.pending.values()),
@@ -194,6 +195,7 @@ class Redis:
 
     def delete_consumer(self, key: str, name: str, consumer: str) -> None:
         """XGROUP DELCONSUMER: with what it has pending."""
+        self._exists(key)
         group = self._group(key, name)
         group.consumers.pop(consumer, None)
         for at in [at for at, held in group.pending.items() if held.consumer == consumer]:
@@ -205,17 +207,17 @@ class Redis:
         """progress.lua"""
         stream = self.streams.get(key)
         if stream is None:
-            return [b"0-0", 0, b"", b""]
+            return [b"0-0", 0, b"", b"", b""]
         group = stream.groups.get(name)
         delivered = b"" if group is None else str(group.delivered).encode()
         pending = b"" if group is None or not group.pending else str(min(group.pending)).encode()
-        return [str(stream.last).encode(), len(stream.entries), delivered, pending]
+        present = str(max(stream.entries)).encode() if stream.entries else b""
+        return [str(stream.last).encode(), len(stream.entries), delivered, pending, present]
 
     def detach(self, key: str, name: str, cut: bytes, away: bytes) -> bytes:
         """detach.lua"""
-        group = self.streams[key].groups.get(name) if key in self.streams else None
-        if key not in self.streams:
-            raise redis.ResponseError("ERR no such key")
+        self._exists(key)
+        group = self.streams[key].groups.get(name)
         if group is None:
             return b""
         delivered = str(group.delivered).encode()
@@ -252,6 +254,10 @@ class Redis:
             return 0
         self.delete_consumer(key, name, consumer)
         return 1
+
+    def _exists(self, key: str) -> None:
+        if key not in self.streams:
+            raise redis.ResponseError("ERR no such key")
 
     def _group(self, key: str, name: str) -> Group:
         if key not in self.streams or name not in self.streams[key].groups:

@@ -83,6 +83,17 @@ def test_an_entry_that_was_trimmed_by_someone_else_becomes_a_retry(
     assert wait_for(lambda: box.one(retrying), "the retries") == seqs[:2]
 
 
+def test_the_last_entries_that_were_trimmed_by_someone_else_before_anybody_read_them_become_retries(
+    box: Any, relay: Any, wait_for: Callable[..., Any]
+) -> None:
+    """Nothing comes behind them that the group could be given, and would show how far it is."""
+    box.subscribe("send", event="paid")
+    box.await_seqs(box.add("paid", 3), "paid")
+    box.redis.xtrim("outbox:{paid}", maxlen=0, approximate=False)
+    count = "SELECT count(*) FROM outbox.delivery WHERE state = 'retrying' AND handler = 'send'"
+    wait_for(lambda: box.one(count) == 3, "the retries")
+
+
 def test_a_consumer_that_was_deleted_with_what_it_held_leaves_retries(
     box: Any, relay: Any, wait_for: Callable[..., Any]
 ) -> None:

@@ -11,7 +11,7 @@ from relay import progress
 from relay.progress import Progress, finished, finished_everywhere
 
 P = Position
-MISSING = Progress(last=ORIGIN, length=0, delivered=None, pending=None)
+MISSING = Progress(ORIGIN, 0, None, None, ORIGIN)
 POSITIONS = st.builds(Position, st.integers(1, 9), st.integers(1, 9))
 
 
@@ -19,38 +19,48 @@ POSITIONS = st.builds(Position, st.integers(1, 9), st.integers(1, 9))
 def states(draw: st.DrawFn) -> Progress:
     """A stream that Redis can hold, and one of its groups, if there is one."""
     last = draw(st.one_of(st.just(ORIGIN), POSITIONS))
+    present = draw(
+        st.one_of(st.just(ORIGIN), st.just(last), POSITIONS.filter(lambda p: p <= last)) if last else st.just(ORIGIN)
+    )
     if draw(st.booleans()):
-        return Progress(last, 0, None, None)
+        return Progress(last, 0, None, None, present)
     delivered = draw(st.one_of(st.just(last), st.just(ORIGIN), POSITIONS))
     pending = draw(
         st.one_of(st.none(), POSITIONS.filter(lambda p: p <= delivered)) if delivered > P(1, 1) else st.none()
     )
-    return Progress(last, 0, delivered, pending)
+    return Progress(last, 0, delivered, pending, present)
 
 
 def test_the_scripts_answer_is_read() -> None:
-    assert progress.parse([b"7-2", 3, b"7-1", b"6-9"]) == Progress(P(7, 2), 3, P(7, 1), P(6, 9))
-    assert progress.parse([b"0-0", 0, b"", b""]) == MISSING
+    assert progress.parse([b"7-2", 3, b"7-1", b"6-9", b"7-2"]) == Progress(P(7, 2), 3, P(7, 1), P(6, 9), P(7, 2))
+    assert progress.parse([b"0-0", 0, b"", b"", b""]) == MISSING
+
+
+def held(last: Position, length: int, delivered: Position | None, pending: Position | None) -> Progress:
+    """A stream that has its last entry still, or none."""
+    return Progress(last, length, delivered, pending, last if length else ORIGIN)
 
 
 @pytest.mark.parametrize(
     ("state", "published", "expected"),
     [
         (MISSING, P(9, 9), None),
-        (Progress(P(5, 3), 3, None, None), P(5, 3), None),
-        (Progress(P(5, 3), 3, P(5, 3), P(5, 2)), P(9, 9), P(5, 1)),
-        (Progress(P(5, 3), 3, P(5, 3), P(5, 0)), P(9, 9), P(4, END)),
-        (Progress(P(5, 3), 3, P(5, 1), P(4, 8)), P(9, 9), P(4, 7)),
-        (Progress(P(5, 3), 3, P(5, 1), None), P(9, 9), P(5, 1)),
-        (Progress(P(5, 3), 3, ORIGIN, None), P(9, 9), ORIGIN),
-        (Progress(P(5, 3), 3, P(5, 3), None), P(9, 9), P(9, 9)),
-        (Progress(P(5, 3), 3, P(5, 3), None), P(4, 9), P(5, 3)),
-        (Progress(P(5, 3), 0, P(5, 3), None), P(5, 3), P(5, 3)),
-        (Progress(ORIGIN, 0, P(6, 1), None), P(7, 0), P(7, 0)),
+        (held(P(5, 3), 3, None, None), P(5, 3), None),
+        (held(P(5, 3), 3, P(5, 3), P(5, 2)), P(9, 9), P(5, 1)),
+        (held(P(5, 3), 3, P(5, 3), P(5, 0)), P(9, 9), P(4, END)),
+        (held(P(5, 3), 3, P(5, 1), P(4, 8)), P(9, 9), P(4, 7)),
+        (held(P(5, 3), 3, P(5, 1), None), P(9, 9), P(5, 1)),
+        (held(P(5, 3), 3, ORIGIN, None), P(9, 9), ORIGIN),
+        (held(P(5, 3), 3, P(5, 3), None), P(9, 9), P(9, 9)),
+        (held(P(5, 3), 3, P(5, 3), None), P(4, 9), P(5, 3)),
+        (held(P(5, 3), 0, P(5, 3), None), P(5, 3), P(5, 3)),
+        (held(ORIGIN, 0, P(6, 1), None), P(7, 0), P(7, 0)),
+        (held(P(5, 3), 0, P(5, 1), None), P(9, 9), P(9, 9)),
     ],
     ids=[
         "no stream", "no group", "pending", "pending at a tick's begin", "pending below unread", "unread",
         "all unread", "all done", "published read earlier", "trimmed", "empty stream",
+        "trimmed before it was read",
     ],
 )  # fmt: skip
 def test_how_far_a_group_has_finished(state: Progress, published: Position, expected: Position | None) -> None:
@@ -63,13 +73,13 @@ def test_nothing_that_is_open_counts_as_finished(state: Progress, published: Pos
     if reached is not None:
         assert state.pending is None or reached < state.pending
         assert state.delivered is not None
-        if state.delivered < state.last:
+        if state.delivered < state.present:
             assert reached <= state.delivered
 
 
-ALL_DONE = Progress(P(5, 3), 0, P(5, 3), None)
-UNREAD = Progress(P(5, 3), 2, P(5, 1), None)
-PENDING = Progress(P(5, 3), 3, P(5, 3), P(5, 2))
+ALL_DONE = held(P(5, 3), 0, P(5, 3), None)
+UNREAD = held(P(5, 3), 2, P(5, 1), None)
+PENDING = held(P(5, 3), 3, P(5, 3), P(5, 2))
 
 
 @pytest.mark.parametrize(
@@ -79,22 +89,24 @@ PENDING = Progress(P(5, 3), 3, P(5, 3), P(5, 2))
         (MISSING, PENDING, True, None, P(5, 1)),
         (MISSING, UNREAD, True, None, P(5, 1)),
         (MISSING, MISSING, True, None, None),
-        (ALL_DONE, Progress(P(8, 1), 1, P(8, 1), P(8, 1)), True, None, P(8, 0)),
-        (PENDING, Progress(P(8, 1), 1, P(8, 1), P(8, 1)), True, None, P(5, 1)),
-        (UNREAD, Progress(P(8, 1), 0, P(8, 1), None), True, None, P(5, 1)),
-        (Progress(P(5, 3), 3, None, None), ALL_DONE, True, None, None),
+        (ALL_DONE, held(P(8, 1), 1, P(8, 1), P(8, 1)), True, None, P(8, 0)),
+        (PENDING, held(P(8, 1), 1, P(8, 1), P(8, 1)), True, None, P(5, 1)),
+        (UNREAD, held(P(8, 1), 0, P(8, 1), None), True, None, P(5, 1)),
+        (held(P(5, 3), 3, None, None), ALL_DONE, True, None, None),
+        (held(P(5, 3), 0, P(5, 1), None), ALL_DONE, True, None, P(9, 0)),
         (MISSING, MISSING, False, P(6, 1), P(6, 1)),
         (MISSING, MISSING, False, None, None),
         (ALL_DONE, MISSING, False, P(6, 1), P(6, 1)),
         (PENDING, MISSING, False, P(6, 1), P(5, 1)),
         (UNREAD, MISSING, False, P(6, 1), P(5, 1)),
-        (Progress(P(5, 3), 3, None, None), MISSING, False, P(6, 1), None),
-        (ALL_DONE, Progress(P(4, 9), 3, P(4, 9), P(4, 2)), False, P(6, 1), P(4, 1)),
-        (ALL_DONE, Progress(P(4, 9), 3, P(4, 2), None), False, P(6, 1), P(6, 1)),
+        (held(P(5, 3), 3, None, None), MISSING, False, P(6, 1), None),
+        (ALL_DONE, held(P(4, 9), 3, P(4, 9), P(4, 2)), False, P(6, 1), P(4, 1)),
+        (ALL_DONE, held(P(4, 9), 3, P(4, 2), None), False, P(6, 1), P(6, 1)),
     ],
     ids=[
         "attached, done", "attached, pending", "attached, unread", "attached, group lost",
         "attached, own done", "attached, own pending", "attached, own unread", "attached, own group lost",
+        "attached, own trimmed before it was read",
         "detached, nothing fed", "not admitted", "detached, done", "detached, pending", "detached, unread",
         "detached, group lost", "detached, main pending", "detached, main unread is fed again",
     ],
@@ -115,7 +127,7 @@ def test_nothing_that_is_open_on_either_stream_counts_as_finished(
     for state in (own, main):
         if state.pending is not None and (state is main or state.last > ORIGIN):
             assert reached < state.pending
-    if own.delivered is not None and own.last > ORIGIN and own.delivered < own.last:
+    if own.delivered is not None and own.last > ORIGIN and own.delivered < own.present:
         assert reached <= own.delivered
     if not attached:
         assert fed is not None
