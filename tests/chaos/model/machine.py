@@ -14,7 +14,8 @@ from tests.chaos.model.simulation import DISTURBANCES, HARMS, PROCESSES, WORKERS
 
 slots = st.integers(0, 2)
 processes = st.sampled_from(PROCESSES)
-numbers = st.integers(0, 15)
+ALL = 15
+numbers = st.integers(0, ALL)
 
 
 class Schedule(RuleBasedStateMachine):
@@ -48,14 +49,24 @@ class Schedule(RuleBasedStateMachine):
         self.simulation.run(name, steps, pick)
         self._check()
 
-    @rule(name=st.sampled_from(WORKERS), steps=st.one_of(st.just(0), st.integers(0, 25)), pick=st.integers(0, 2),
-          key=st.sampled_from(["", "a"]), payload=st.sampled_from(KINDS))  # fmt: skip
-    def hurry(self, name: str, steps: int, pick: int, key: str, payload: int) -> None:
-        """An event on its way, up to somewhere in a worker."""
+    @rule(
+        name=st.sampled_from(WORKERS),
+        steps=st.one_of(st.just(0), st.integers(0, 25)),
+        pick=st.integers(0, 2),
+        key=st.sampled_from(["", "a"]),
+        payload=st.sampled_from(KINDS),
+        then=st.one_of(st.just("nothing"), st.just("groups are destroyed"), st.sampled_from(DISTURBANCES)),
+    )
+    def hurry(self, name: str, steps: int, pick: int, key: str, payload: int, then: str) -> None:
+        """An event on its way, up to somewhere in a worker; and what happens then."""
         self.simulation.write(3, "said", key, payload)
         self.simulation.end(3, commit=True, flush=True)
         self.simulation.publish()
         self.simulation.run(name, steps, pick)
+        if then in DISTURBANCES:
+            self.simulation.disturb(name, then, pick)
+        elif then in HARMS:
+            self.simulation.harm(then, ALL)
         self._check()
 
     @rule(seconds=st.sampled_from([0.1, 0.6, 2.0, 5.0, 12.0]))

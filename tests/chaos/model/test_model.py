@@ -19,7 +19,7 @@ EXAMPLES = int(os.environ.get("OUTBOX_MODEL_SCHEDULES", "0"))
 PARTS = 2 if EXAMPLES else 1
 """So many processes may share them."""
 
-FEW, BOUND, SEED = 60, 100, 1
+FEW, BOUND, SEED = 60, 1000, 1
 
 SETTINGS = settings(
     max_examples=EXAMPLES // PARTS or FEW,
