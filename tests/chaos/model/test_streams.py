@@ -51,7 +51,7 @@ class Real:
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(url, protocol=2)
-        self._connection = self._client.connection_pool.get_connection()
+        self._connection: Any = self._client.connection_pool.get_connection()
         version = self._client.info("server")["redis_version"]
         self.forgets = not version.startswith("6.")
 
