@@ -61,7 +61,7 @@ model: $(STAMP)
 	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
 chaos-ci: $(STAMP)
-	$(BIN)/python -m tests.chaos --seeds 20 --length 5 --mutants --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m tests.chaos --seeds 20 --length 4 --mutants --jobs $(JOBS) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -67,7 +67,7 @@ def main(
     tasks = [task for task in tasks if (task.schedules[0].seed, task.schedules[0].length) not in known]
     if play_mutants:
         # First: each may take several runs.
-        shorter = min(length, 5.0)
+        shorter = min(length, 4.0)
         tasks = [
             *(hunt(name, first, CATCH_WITHIN, shorter) for name in mutants.MUTANTS),
             *(control(name, first, shorter) for name in ("cursor by seq", "group at the end", "star ids")),

@@ -59,12 +59,14 @@ class Program:
         """Whether it is to run: what ends by itself is started again."""
         self.armed = False
         """Whether the process that runs was told to die, or to stand still, between two steps."""
+        self.told = False
+        """Whether it was told to end."""
 
     def start(self) -> None:
         """Start it, unless it runs."""
         self.wanted = True
         if not self.running:
-            self.armed = bool(self.part.failpoints)
+            self.armed, self.told = bool(self.part.failpoints), False
             self.process = _forks.Process(target=perform, args=(self.part,), name=self.part.name, daemon=True)
             self.process.start()
 
@@ -85,6 +87,11 @@ class Program:
     def go_on(self) -> None:
         """SIGCONT, also for who stopped itself."""
         self.send(signal.SIGCONT)
+
+    def tell_to_end(self) -> None:
+        """SIGTERM."""
+        self.wanted, self.told = False, True
+        self.send(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
@@ -312,7 +319,7 @@ class Cluster:
                 continue
             assert program.process is not None
             status = program.process.exitcode
-            if not (program.armed and status == -signal.SIGKILL):
+            if not program.told and not (program.armed and status == -signal.SIGKILL):
                 self.fallen.append(f"{name} ended by itself with status {status}")
             program.part = replace(program.part, failpoints="")
             program.start()

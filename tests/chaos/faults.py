@@ -79,6 +79,22 @@ def stop(cluster: Cluster, fault: Fault) -> Undo:
     return program.go_on
 
 
+@kind("restart")
+def restart(cluster: Cluster, fault: Fault) -> Undo:
+    """SIGTERM, in some cases a second one, and another one when it has ended; who takes too long is killed."""
+    program = cluster.programs[fault.target]
+    program.go_on()
+    program.tell_to_end()
+    if fault.chance < 0.3:
+        program.send(signal.SIGTERM)
+
+    def start() -> None:
+        program.kill()
+        program.start()
+
+    return start
+
+
 def _with_failpoint(cluster: Cluster, fault: Fault, action: str) -> None:
     program = cluster.programs[fault.target]
     place = FAILPOINTS[int(fault.chance * len(FAILPOINTS))]
@@ -122,8 +138,7 @@ def deploy(cluster: Cluster, fault: Fault) -> None:
         if program.part.version == 1:
             program.part = replace(program.part, version=2)
             program.go_on()
-            program.wanted = False
-            program.send(signal.SIGTERM)
+            program.tell_to_end()
             if fault.chance > 0.3 or not program.await_end(1.0):
                 program.kill()
             program.start()

@@ -23,7 +23,7 @@ from tests.chaos.schedule import Schedule, draw
 KEPT = Path(".chaos")
 """Where histories, logs and stories of runs that failed are put."""
 
-MUTANT_BOUND = 8.0
+MUTANT_BOUND = 5.0
 """Seconds after which what a mutant has not done counts as stuck."""
 
 

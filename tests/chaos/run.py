@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -168,8 +167,7 @@ def _let_write_on(cluster: Cluster, seconds: float) -> None:
 def _end_writers(cluster: Cluster) -> None:
     writers = [cluster.programs[name] for name in WRITERS]
     for writer in writers:
-        writer.wanted = False
-        writer.send(signal.SIGTERM)
+        writer.tell_to_end()
     for writer in writers:
         if not writer.await_end(10.0):
             cluster.fallen.append(f"{writer.part.name} did not end: a transaction does not come back")

@@ -35,6 +35,7 @@ LINKS = POSTGRES_LINKS + tuple(f"{program}/redis" for program in RELAYS + WORKER
 KINDS: dict[str, Kind] = {
     "kill": Kind(PROGRAMS, (0.0, 1.0), weight=6),
     "stop": Kind(PROGRAMS, (0.1, 4.0), weight=5),
+    "restart": Kind(RELAYS + WORKERS, (0.0, 3.0), weight=2),
     "die between steps": Kind(RELAYS, (0.2, 1.5), weight=4),
     "stand between steps": Kind(RELAYS, (0.5, 4.0), weight=2),
     "terminate backends": Kind(),

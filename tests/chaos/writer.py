@@ -100,7 +100,7 @@ class Writer:
                 said = random.choice((self._session, self._session, self._core, self._raw, self._burst))(tx, connection)
                 kept = random.random() > 0.1
                 self.history.say("intent", tx=tx, events=said, kept=kept, flushed=not unflushed)
-                time.sleep(random.choice((0, 0, 0, 0.01, 0.2)) * random.random())
+                time.sleep(random.choices((0.0, 0.01, 0.2, 2.0), (60, 20, 20, 1))[0] * random.random())
                 if not kept:
                     begun.rollback()
                     return "rolled back"
