@@ -15,8 +15,11 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
+from uuid import UUID
 
 from fast_depends.dependencies import Dependant
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
@@ -32,6 +35,9 @@ INJECTABLE: dict[Any, str] = {
     list[Event]: "events",
     Context: "context",
 }
+
+SCALARS = (int, str, float, bool, UUID, Decimal, date, datetime)
+"""Types that know no aliases."""
 
 NO_RESOURCES = Resources()
 
@@ -72,20 +78,27 @@ class Binding:
         """The arguments that come from the payload. Raises `PayloadMismatchError`."""
         if self.whole and not (isinstance(payload, dict) and self.fields[0][0] in payload):
             field, validate, _ = self.fields[0]
-            return {field: self._validated(field, validate, payload, whole=True)}
+            try:
+                return {field: payload if validate is None else validate(payload)}
+            except ValidationError as error:
+                raise self._mismatch(field, error, ()) from None
         if not isinstance(payload, dict):
             raise PayloadMismatchError(
                 f"the payload does not fit {self.who}: it is a {type(payload).__name__}, not an object"
             )
         bound = {}
-        for field, validate, required in self.fields:
-            if field in payload:
-                value = payload[field]
-                bound[field] = value if validate is None else self._validated(field, validate, value)
-            elif required:
-                raise PayloadMismatchError(
-                    f"the payload does not fit {self.who}: field {field!r} is missing", field=field
-                )
+        field = ""
+        try:
+            for field, validate, required in self.fields:
+                if field in payload:
+                    value = payload[field]
+                    bound[field] = value if validate is None else validate(value)
+                elif required:
+                    raise PayloadMismatchError(
+                        f"the payload does not fit {self.who}: field {field!r} is missing", field=field
+                    )
+        except ValidationError as error:
+            raise self._mismatch(field, error, (field,)) from None
         if self.rest:
             taken = {*self.injected.values(), *self.resources, *self.dependencies}
             for field, value in payload.items():
@@ -93,18 +106,11 @@ class Binding:
                     bound[field] = value
         return bound
 
-    def _validated(self, field: str, validate: Validate | None, value: Any, whole: bool = False) -> Any:
-        if validate is None:
-            return value
-        try:
-            return validate(value)
-        except ValidationError as error:
-            # Only place and rule: the input itself may be confidential.
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            path = ".".join(str(part) for part in ((() if whole else (field,)) + first["loc"])) or field
-            raise PayloadMismatchError(
-                f"the payload does not fit {self.who}: field {path!r}: {first['msg']}", field=path
-            ) from None
+    def _mismatch(self, field: str, error: ValidationError, place: tuple[str, ...]) -> PayloadMismatchError:
+        # Only place and rule: the input itself may be confidential.
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = ".".join(str(part) for part in (*place, *first["loc"])) or field
+        return PayloadMismatchError(f"the payload does not fit {self.who}: field {path!r}: {first['msg']}", field=path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +267,12 @@ def _validator(annotation: Any, parameter: str, who: str, resources: Resources) 
     if annotation is Any or annotation is object:
         return None
     try:
+        # The adapter's own method costs more than the validation of a number does.
+        validate = TypeAdapter(annotation).validator.validate_python
+        if any(annotation is scalar for scalar in SCALARS):
+            return validate
         # outbox.add writes a model by the names of its fields, a writer in another language perhaps by its aliases.
-        return partial(TypeAdapter(annotation).validate_python, by_alias=True, by_name=True)
+        return partial(validate, by_alias=True, by_name=True)
     except (PydanticSchemaGenerationError, PydanticUserError):
         raise HandlerError(
             f"{who}: parameter {parameter!r} is annotated {shown(annotation)}, which is neither something "

@@ -191,6 +191,7 @@ class Lane:
             outcome = self._judge(job, error)
         self._left(job)
         self._end(job, outcome)
+        job.task = None
         self._fill()
 
     def _end(self, job: Job, outcome: Outcome | None) -> None:
