@@ -28,7 +28,7 @@ def wait_for(condition: Callable[[], Any], what: str = "the state", timeout: flo
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
-        time.sleep(0.005)
+        time.sleep(0.01)
     return value
 
 

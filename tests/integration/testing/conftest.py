@@ -51,6 +51,7 @@ def run_pytest(programs: Programs, pytester: pytest.Pytester) -> Callable[..., p
             timeout=120,
         )
         duration = time.monotonic() - began
+        print(done.stdout, done.stderr)  # noqa: T201
         return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), duration)
 
     return run

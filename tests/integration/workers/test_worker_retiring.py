@@ -79,13 +79,13 @@ def test_events_that_run_while_their_processes_are_replaced_are_neither_lost_nor
     outbox.attach("plain", "e")
     outbox.attach("transactional", "e")
     worker = command("--processes", processes, "--max-events-per-process", "200")
-    outbox.publish("e", *({"n": n} for n in range(400)))
-    wait_for(lambda: outbox.count("done") == 800, timeout=150)
+    outbox.publish("e", *({"n": n} for n in range(300)))
+    wait_for(lambda: outbox.count("done") == 600, timeout=150)
     runs = [line.split() for line in (tmp_path / "runs").read_text().splitlines()]
     # Begun and ended, in one process.
     assert set(Counter(map(tuple, runs)).values()) == {2}
-    assert sorted(int(n) for n, _ in runs) == sorted([*range(400)] * 2)
-    assert sorted(row[0] for row in outbox.sql.execute("SELECT n FROM effects")) == list(range(400))
+    assert sorted(int(n) for n, _ in runs) == sorted([*range(300)] * 2)
+    assert sorted(row[0] for row in outbox.sql.execute("SELECT n FROM effects")) == list(range(300))
     assert len({pid for _, pid in runs}) >= 3
     assert outbox.one("SELECT max(crashes) FROM outbox.delivery") == 0
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
