@@ -37,8 +37,16 @@ class Child:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Reports:
-    monkeypatch.setattr(reports, "WITHIN", 0.5)
+    """Waits for as long as it takes."""
+    monkeypatch.setattr(reports, "WITHIN", 60.0)
     return Reports()
+
+
+@pytest.fixture
+def impatient(told: Reports, monkeypatch: pytest.MonkeyPatch) -> Reports:
+    """For those that never answer."""
+    monkeypatch.setattr(reports, "WITHIN", 1.0)
+    return told
 
 
 def samples(told: Reports) -> dict[tuple[str, ...], float]:
@@ -53,7 +61,7 @@ def test_the_metrics_of_all_children_are_one_family_by_process(told: Reports) ->
     assert (found["outbox_worker_process_up", "0"], found["outbox_worker_crashes_total", "1"]) == (1, 0)
 
 
-def test_one_that_does_not_answer_is_left_out_and_said_to_be_down(told: Reports) -> None:
+def test_one_that_does_not_answer_is_left_out_and_said_to_be_down(told: Reports, impatient: Reports) -> None:
     Child(told, 0)
     silent = told.open(1)
     found = samples(told)
@@ -74,7 +82,7 @@ def test_one_that_is_gone_is_not_waited_for_and_its_successor_answers_in_its_pla
 
 
 def test_a_loop_that_stands_still_is_told_at_once_and_a_silent_child_after_a_while(
-    told: Reports, monkeypatch: pytest.MonkeyPatch
+    told: Reports, impatient: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Child(told, 0, trouble="has not turned for 130 s")
     silent = told.open(1)
@@ -85,7 +93,7 @@ def test_a_loop_that_stands_still_is_told_at_once_and_a_silent_child_after_a_whi
     silent.close()
 
 
-def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(told: Reports) -> None:
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(told: Reports, impatient: Reports) -> None:
     with told.open(0) as child:
         assert told.ask("live") == {0: None}
         number, _ = child.recv()
