@@ -24,6 +24,7 @@ from benchmarks import (
     metrics,
     recovery,
     relay,
+    replay,
     soak,
     status,
     sweep,
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     held.set_defaults(strict=True)
     commands.add_parser("sweep", parents=[common], help="what the sweep costs on top of the relay")
     commands.add_parser("recovery", parents=[common], help="from the loss of all streams until all is done")
+    commands.add_parser("replay", parents=[common], help="100,000 dead letters beside live events")
     commands.add_parser("soak", parents=[common], help="a worker's memory over a million events")
     commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
     kept = commands.add_parser("status", parents=[common], help="what people ask, when much has been kept")
@@ -124,6 +126,7 @@ def measure(options: argparse.Namespace, benchmark: str) -> Report:
         "latency": latency.run,
         "idle": idle.run,
         "days": days.run,
+        "replay": replay.run,
         "soak": soak.run,
         "sweep": sweep.run,
         "recovery": recovery.run,

@@ -119,9 +119,11 @@ class Lane:
         return free if free >= max(1, window // 4) else 0
 
     def retry_room(self) -> int:
-        """How many due retries may be claimed now. Some are always let in, ahead of new entries."""
-        busy = len(self._running) + len(self._ending)
-        return max(self.capacity - busy, min(self.capacity, 1 + self.capacity // 4)) - len(self._retries)
+        """How many due retries may be claimed now; 0 until a claim is worth while."""
+        window = prefetch.within_memory(self.window, capacity=self.least, average_bytes=self.average_bytes)
+        return prefetch.claimable(
+            running=self.running, queued=len(self._retries), capacity=self.capacity, window=window
+        )
 
     def start(self, jobs: list[Job]) -> None:
         """Run these first attempts as room allows."""
@@ -135,7 +137,7 @@ class Lane:
         self._fill()
 
     def measure(self, last: Job, began: float) -> None:
-        """Adapt the window when `last`, the last of a full read, is over. `began` is by the event loop's clock."""
+        """Adapt the window when `last`, the last of a full read or claim that `began` then, is over."""
         if self._measured is None and self.active.get(last.event_id) is last:
             self._measured = last, began
 

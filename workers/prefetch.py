@@ -39,3 +39,19 @@ def next_average(average: float, latest: float) -> float:
     840.0
     """
     return max(latest, 0.8 * average + 0.2 * latest)
+
+
+def claimable(*, running: int, queued: int, capacity: int, window: int) -> int:
+    """How many due retries may be claimed now; 0 until that is worth a query.
+
+    Some are always let in, beside first attempts. A handler that works off its window quickly holds up to three times
+    what it runs ahead: not more, because the death of a worker is an attempt of each retry that it holds.
+
+    >>> claimable(running=0, queued=0, capacity=100, window=100)
+    100
+    >>> claimable(running=100, queued=0, capacity=100, window=2000)
+    326
+    """
+    ahead = max(0, min(window, 4 * capacity) - capacity)
+    free = max(capacity - running, min(capacity, 1 + capacity // 4)) + ahead - queued
+    return free if free >= max(1, (capacity + ahead) // 8) else 0

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from outbox.failpoints import reach
+from workers import prefetch
 from workers.database import Database, array
 from workers.delivery import Recorder, given_back
 from workers.errors import RowRefusedError
@@ -110,8 +111,14 @@ class Retries:
         # Before anything starts: what a suspect takes down with it must not look as if it had run, too.
         if refused:
             await self._database.fetch("finish_retry", given_back(refused, delays))
+        last: dict[Lane, Job] = {}
         for job in ready:
             job.lane.start_retry(job)
+            job.lane.average_bytes = prefetch.next_average(job.lane.average_bytes, len(job.payload))
+            last[job.lane] = job
+        for lane, job in last.items():
+            if taken[lane.name] >= rooms[lane.name]:
+                lane.measure(job, now)
         for lane in lanes:
             if taken[lane.name] >= rooms[lane.name]:
                 lane.next_due = self._loop.time()

@@ -28,6 +28,9 @@ from outbox.names import check_schema
 BATCH = 500
 """Deliveries put back in one transaction at the most."""
 
+IN_ORDER = b"SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+"""Has the log read by its primary key until the transaction ends."""
+
 COPY_OF = "outbox-copy-of"
 """The header of an edited copy that holds the id of the event it is a copy of."""
 
@@ -264,6 +267,9 @@ class _Replay:
         letters = self._outcome is Outcome.DEAD
         selected, asked = self._which.conditions(LETTERS if letters else _DELIVERIES, self._schema)
         query = statement("choose_letters" if letters else "choose_deliveries", self._schema, selected)
+        if not letters:
+            # Without statistics of a young partition the planner would read and sort all that is left, for each batch.
+            self._cursor.execute(IN_ORDER)
         return self._cursor.execute(query, asked | self._parameters(state, batch)).fetchall()
 
     def put_back(self, state: Mapping[str, Any], batch: int) -> int | None:
