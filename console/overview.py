@@ -96,7 +96,7 @@ def _leading(leader: Leader | None) -> str:
 
 def _fill(streams: Sequence[Stream]) -> str:
     lengths = {stream.key: stream.length for stream in streams}
-    return f"{sum(lengths.values()):,} entries in {len(lengths):,} streams"
+    return f"streams: {len(lengths):,}, entries in them: {sum(lengths.values()):,}"
 
 
 def rate(count: int, seconds: int) -> str:

@@ -11,7 +11,7 @@ from console.listing import cell, note, place, say, span, table
 
 if TYPE_CHECKING:
     from console.whereabouts import Place
-    from outbox.admin import Story
+    from outbox.admin import HandlerStory, Story
     from outbox.settings import Settings
 
 
@@ -41,12 +41,27 @@ def show(story: Story, places: Sequence[Place] | None, away: str | None) -> None
     for found in places or ():
         held = "nobody has it yet" if found.held_by is None else f"{found.held_by} has it, {_since(found)}"
         say(f"in {found.stream} for {found.handler}: {cell(held)}")
+    for lost in missing(story, places):
+        say(f"no stream has it for {lost}: Redis lost or trimmed it, and the relay's sweep makes it a retry")
     if away is not None and any(each.state == "waiting" for each in story.handlers):
         note(f"Redis could not be asked: {cell(away)}")
     if story.waits:
         say()
     for wait in lines(story):
         say(wait)
+
+
+def missing(story: Story, places: Sequence[Place] | None) -> list[str]:
+    """The handlers that should find it in a stream, and do not. Nobody, when Redis could not be asked."""
+    if places is None:
+        return []
+    has = {place.handler for place in places}
+    wanted = [each.handler for each in story.handlers if each.state == "waiting" and _code(each) == "worker"]
+    return [handler for handler in wanted if handler not in has]
+
+
+def _code(handler: HandlerStory) -> str | None:
+    return None if handler.waits_for is None else handler.waits_for.code
 
 
 def lines(story: Story) -> list[str]:

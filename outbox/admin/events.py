@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
-from outbox.admin.page import LISTED, Page
+from outbox.admin.page import LISTED, Page, by_index
 from outbox.admin.selection import EVENTS, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
@@ -58,7 +58,11 @@ def events(
     (Delivery(handler='send_email', state='done', ...),)
     """
     selection = which or Selection()
-    with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
+    with (
+        opened(database, schema) as (connection, where),
+        by_index(connection),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
         span, asked = selection.span.conditions(EVENTS, where)
         selected, given = selection.rest.conditions(EVENTS, where)
         asked |= given | {"limit": limit, "most": look_at}

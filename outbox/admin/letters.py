@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row, tuple_row
 
-from outbox.admin.page import LISTED, Page
+from outbox.admin.page import LISTED, Page, by_index
 from outbox.admin.selection import LETTERS, Selection, group_of
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
@@ -55,6 +55,7 @@ def dead_letters(
     """
     with (
         opened(database, schema) as (connection, where),
+        by_index(connection),
         connection.cursor(row_factory=class_row(DeadLetter)) as cursor,
     ):
         span, selected, asked = _conditions(which, where)
@@ -128,6 +129,7 @@ def error_groups(
     """
     with (
         opened(database, schema) as (connection, where),
+        by_index(connection),
         connection.cursor(row_factory=class_row(ErrorGroup)) as cursor,
     ):
         span, selected, asked = _conditions(which, where)

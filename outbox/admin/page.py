@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import psycopg
 
 T = TypeVar("T")
 
@@ -20,3 +24,16 @@ class Page(list[T]):
     """
 
     reached: datetime | None = None
+
+
+@contextmanager
+def by_index(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Reads by index, also before PostgreSQL has counted what is in a table: then it would rather scan all of it.
+
+    In a transaction that is rolled back, so that the settings are gone with it, on a connection of yours too.
+    """
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "SELECT set_config(name, 'off', true) FROM unnest('{enable_seqscan,enable_bitmapscan,jit}'::text[]) AS name"
+        )
+        yield

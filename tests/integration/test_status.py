@@ -282,7 +282,8 @@ def test_what_a_paused_handler_has_waiting_is_not_eligible(db: Db) -> None:
     assert age(db) is None
 
 
-def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_status_reads_little_however_much_is_published_and_done(db: Db, analyzed: bool) -> None:
     add(db, count=60_000)
     db.execute(
         "INSERT INTO outbox.tick (id, snapshot, created_at, count)"
@@ -293,7 +294,13 @@ def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
     handler(db, "h", done=(last, 10**9), attached=True)
     deliver(db, "h", "done", 60_000)
     add(db, count=5)
-    db.execute("ANALYZE outbox.event, outbox.delivery")
+    db.execute(
+        "INSERT INTO outbox.dead_letter"
+        " (event_id, handler, event_created_at, name, payload, attempts, error, replayed_at)"
+        " SELECT id, 'h', created_at, name, payload, 1, 'boom', CASE WHEN seq > 30000 THEN now() END FROM outbox.event"
+    )
+    if analyzed:
+        db.execute("VACUUM ANALYZE")
     from outbox.admin.statement import statement
 
     for name in ("overview", "handlers"):
@@ -303,7 +310,7 @@ def test_status_reads_little_however_much_is_published_and_done(db: Db) -> None:
         ).fetchone()
         assert plan is not None
         rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan[0][0]["Plan"]))
-        assert rows < 6_000, f"{name} read {rows} rows"
+        assert rows < 8_000, f"{name} read {rows} rows"
     assert admin.status(db).handlers[0].lag.value == 5
 
 

@@ -12,6 +12,7 @@ import pytest
 import redis as redis_client
 from pydantic import SecretStr
 
+from outbox import admin
 from outbox.settings import Settings
 from relay import Relay, pacing
 
@@ -49,6 +50,9 @@ def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(
             wait_for(lambda count=count: redis.xlen("outbox:{paid}") == count)  # type: ignore[misc]
             assert time.monotonic() - added < 2 * pacing.SAFETY_POLL
             assert deaf.swallowed > swallowed
+        leader = admin.status(settings).leader
+        assert leader is not None
+        assert not leader.listens
     relay.stop()
     thread.join(60)
     assert not thread.is_alive()
