@@ -255,7 +255,7 @@ def test_the_whole_path_runs_with_a_role_for_each_part(installation: Installatio
         dead = "SELECT count(*) FROM outbox.dead_letter WHERE replayed_at IS NULL"
         installation.until(lambda: rows(db, dead) == [(2,)])
         (installation.folder / "fixed").touch()
-        for command in (["status"], ["events"], ["dead"], ["replay", "--handler", "first"]):
+        for command in (["status"], ["events"], ["dead"], ["replay", "--handler", "first", "--yes"]):
             result = installation.run(*command, OUTBOX_DATABASE_URL=url["worker"])
             assert (result.returncode, result.stderr) == (0, ""), command
         installation.until(lambda: rows(db, "SELECT * FROM effect ORDER BY 1") == [("first", 1), ("note", 7)])

@@ -13,6 +13,7 @@ from console.servers import Redis
 from outbox.admin import status
 from outbox.admin.streams import streams
 from outbox.names import stream_key
+from outbox.redis import connect
 
 pytestmark = pytest.mark.oldest
 
@@ -43,7 +44,8 @@ def test_with_the_documented_rights_streams_on_all_nodes_are_served_and_shown_an
             path.add(ROUND)
             cluster.move(slot(name), to=(cluster.owner(slot(name)) + 1) % 3)
         path.await_done()
-        shown = streams(path.settings, status(path.settings).handlers)
+        with connect(path.settings.redis_url.get_secret_value(), timeout=5) as client:
+            shown = streams(client, path.settings.prefix, status(path.settings).handlers)
         assert {stream.key for stream in shown if stream.pending == 0} >= {stream_key("outbox", n) for n in path.names}
     with whole_path(url) as again:
         again.added = path.added
@@ -121,7 +123,8 @@ def test_tls_for_every_node_of_a_cluster(
         path.add(20)
         path.await_done()
         path.await_attached()
-        shown = streams(path.settings, status(path.settings).handlers)
+        with connect(path.settings.redis_url.get_secret_value(), timeout=5) as client:
+            shown = streams(client, path.settings.prefix, status(path.settings).handlers)
         assert {stream.key for stream in shown} >= {stream_key("outbox", name) for name in path.names}
     assert all(gate.encrypted for gate in gates)
     for client in clients:
