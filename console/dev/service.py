@@ -26,6 +26,9 @@ from outbox.database import redacted
 LINGERING = 10.0
 """Seconds that what is left of a killed PostgreSQL may take to be gone."""
 
+STILL_THERE = ("still in use", '"postmaster.pid" already exists')
+"""What PostgreSQL says then: of the memory that its processes share, and of its first process."""
+
 SERVERS_END = 15.0
 """Seconds that a server has to stop before it is killed."""
 
@@ -116,7 +119,7 @@ class Development:
                 break
             except ServerError as error:
                 # Processes of one that was killed a moment ago hold its memory until they notice.
-                if "still in use" in str(error) and time.monotonic() < deadline:
+                if any(sign in str(error) for sign in STILL_THERE) and time.monotonic() < deadline:
                     time.sleep(0.1)
                     server.launch()
                     continue
