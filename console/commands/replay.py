@@ -101,13 +101,20 @@ def replay(
     missing = [id for id in which.ids or () if str(id) not in {each.event_id for each in sample}]
     what = "dead letter" if outcome is Outcome.DEAD else "delivery"
     wanted = count if limit is None else min(count, limit)
+    typed = [ids, name, handler, key, since, until, where, error, group, outcome, all_handlers, limit, edit]
+    begun = None if anew else admin.interrupted(settings, which, known_as=json.dumps(typed))
+    if begun is not None:
+        note(
+            f"goes on with what {begun.actor} began at {begun.began_at:%Y-%m-%d %H:%M:%S} UTC:"
+            f" {begun.count:,} of {_words(begun.asked, what)} are put back"
+        )
     if dry_run:
         _sample(sample[:SAMPLE][:wanted], count, wanted, what, output)
         done = admin.Replayed(0, 0, 0)
     else:
         if count:
-            confirm(f"Run {_words(wanted, what)} again{' with an edited payload' if edits else ''}?", yes=yes)
-        typed = [ids, name, handler, key, since, until, where, error, group, outcome, all_handlers, limit, edit]
+            more = wanted if begun is None else begun.asked - begun.count
+            confirm(f"Run {_words(more, what)} again{' with an edited payload' if edits else ''}?", yes=yes)
         seen = [0, 0]
         try:
             with bar("putting back") as shown:
@@ -124,6 +131,8 @@ def replay(
             note(f"interrupted: {seen[0]:,} of {seen[1]:,} are put back; the same command goes on from there")
             raise typer.Exit(PARTLY if seen[0] else FAILED) from None
         _report(done, missing, what, output)
+    for id, at in admin.purged(settings, missing).items():
+        note(f"event {id} was purged at {at:%Y-%m-%d %H:%M:%S} UTC: it has no content any more")
     _leave(done, missing, which, dry_run, what)
 
 

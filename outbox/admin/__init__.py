@@ -9,8 +9,8 @@ from outbox.admin.handlers import Forgotten, forget, rename
 from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.page import LISTED, Page
-from outbox.admin.purging import Purged, purge
-from outbox.admin.replaying import Candidate, Outcome, Replayed, candidates, replay
+from outbox.admin.purging import Purged, purge, purged
+from outbox.admin.replaying import Candidate, Interrupted, Outcome, Replayed, candidates, interrupted, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
 from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
@@ -31,6 +31,7 @@ __all__ = [
     "HandlerStatus",
     "HandlerStory",
     "Hold",
+    "Interrupted",
     "Leader",
     "LoggedEvent",
     "Moment",
@@ -54,8 +55,10 @@ __all__ = [
     "events",
     "forget",
     "holds",
+    "interrupted",
     "pause",
     "purge",
+    "purged",
     "rename",
     "replay",
     "resume",

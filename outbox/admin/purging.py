@@ -8,18 +8,20 @@ come, and no replay finds it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from outbox.admin import audit
 from outbox.admin.handlers import SETTLE
 from outbox.admin.selection import EVENTS, Columns, Selection
 from outbox.admin.statement import statement
-from outbox.database import opened
+from outbox.database import Database, opened
 from outbox.names import check_schema, lock_id
 
 if TYPE_CHECKING:
@@ -110,6 +112,17 @@ def check(which: Selection) -> None:
         raise ValueError("what is purged is selected by event, not by handler or error")
     if which.ids is None and which.key is None and not which.payload:
         raise ValueError("say whose content: by key, payload field or ids")
+
+
+def purged(database: Database, ids: Iterable[UUID], *, schema: str | None = None) -> dict[UUID, datetime]:
+    """Which of these events were purged, and when. Raises as `status` does.
+
+    >>> purged("postgresql:///shop", [event.id])
+    {}
+    """
+    with opened(database, schema) as (connection, where), connection.cursor(row_factory=tuple_row) as cursor:
+        query = f"SELECT event_id, purged_at FROM {check_schema(where)}.tombstone WHERE event_id = ANY(%s::uuid[])"
+        return dict(cursor.execute(query.encode(), [list(ids)]).fetchall())
 
 
 class _Purge:

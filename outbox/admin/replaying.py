@@ -10,11 +10,12 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 from uuid_utils.compat import uuid7
 
 from outbox.admin import audit
@@ -122,8 +123,8 @@ def replay(
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
         run = _Replay(cursor, where, which, outcome, edit)
         who = actor or audit.current_actor()
-        detail = {**run.described(), "limit": limit, "rate": rate}
-        name = _fingerprint(known_as or json.dumps({**run.described(), "limit": limit}))
+        detail = {**_described(which, outcome, edit), "limit": limit, "rate": rate}
+        name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
         with connection.transaction():
             if anew:
                 run.forget(name)
@@ -154,6 +155,40 @@ def replay(
             if rate is not None:
                 sleep(pause(count, rate, clock() - began))
     return Replayed(asked=asked, count=count, total=total)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A replay that began and has not ended: who began it and when, how many fitted then, how many are put back."""
+
+    actor: str
+    began_at: datetime
+    asked: int
+    count: int
+
+
+def interrupted(
+    database: Database,
+    which: Selection,
+    *,
+    outcome: Outcome = Outcome.DEAD,
+    edit: Edit | None = None,
+    schema: str | None = None,
+    limit: int | None = None,
+    known_as: str | None = None,
+) -> Interrupted | None:
+    """The replay that `replay` would go on with, if it is asked for the same; or one that runs now.
+
+    >>> interrupted("postgresql:///shop", Selection(handler="send_email")).count
+    5500
+    """
+    with (
+        opened(database, schema) as (connection, where),
+        connection.cursor(row_factory=class_row(Interrupted)) as cursor,
+    ):
+        name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
+        query = f"SELECT actor, began_at, asked, count FROM {check_schema(where)}.replay WHERE known_as = %s"
+        return cursor.execute(query.encode(), [name]).fetchone()
 
 
 def candidates(
@@ -213,15 +248,6 @@ class _Replay:
             query = f"SELECT FROM {self._schema}.handler WHERE name = %s"
             if cursor.execute(query.encode(), [which.handler]).fetchone() is None:
                 raise UnknownError(f"there is no handler {which.handler!r}; `outbox status` shows those that there are")
-
-    def described(self) -> dict[str, Any]:
-        """What it is about, for the audit row."""
-        found: dict[str, Any] = {"filter": self._which.described()}
-        if self._outcome is not Outcome.DEAD:
-            found["outcome"] = self._outcome.value
-        if self._edit is not None:
-            found["edit"] = list(self._edit.described)
-        return found
 
     def resume(self, name: str) -> dict[str, Any] | None:
         """The row of this replay if it has begun, held until the transaction ends; its times are then ours."""
@@ -312,6 +338,20 @@ class _Replay:
             "missed": self._outcome in (Outcome.MISSED, Outcome.ANY),
             "batch": batch,
         }
+
+
+def _described(which: Selection, outcome: Outcome, edit: Edit | None) -> dict[str, Any]:
+    """What a replay is about, for the audit row."""
+    found: dict[str, Any] = {"filter": which.described()}
+    if outcome is not Outcome.DEAD:
+        found["outcome"] = outcome.value
+    if edit is not None:
+        found["edit"] = list(edit.described)
+    return found
+
+
+def _known_as(which: Selection, outcome: Outcome, edit: Edit | None, limit: int | None) -> str:
+    return json.dumps({**_described(which, outcome, edit), "limit": limit})
 
 
 def _keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

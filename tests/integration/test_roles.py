@@ -251,3 +251,33 @@ def test_what_the_port_with_metrics_asks_may_be_asked_under_the_role(
     if part == "relay":
         [told] = [family for family in Installation(given).collect() if family.name == "outbox_state_read"]
         assert [sample.value for sample in told.samples] == [1, 1]
+
+
+def test_the_workers_role_holds_cancels_replays_and_discards_and_the_rest_is_the_owners(
+    settings: Settings, roles: dict[str, str]
+) -> None:
+    with psycopg.connect(settings.libpq_url(), autocommit=True) as owner:
+        owner.execute("INSERT INTO outbox.handler (name, event_name) VALUES ('bill', 'paid')")
+        rows = owner.execute(
+            "INSERT INTO outbox.event (name, payload) SELECT 'paid', '{}' FROM generate_series(1, 3) RETURNING id"
+        ).fetchall()
+        owner.execute(
+            "INSERT INTO outbox.dead_letter (event_id, handler, event_created_at, name, payload, attempts, error)"
+            " SELECT id, 'bill', created_at, name, payload, 1, 'x' FROM outbox.event"
+        )
+    as_worker = settings.model_copy(update={"database_url": SecretStr(as_role(settings.libpq_url(), roles["worker"]))})
+    with psycopg.connect(as_worker.libpq_url(), autocommit=True) as worker:
+        assert admin.pause(worker, "handler", "bill")
+        assert admin.resume(worker, "handler", "bill")
+        assert admin.cancel(worker, rows[0][0]).cancelled == ("bill",)
+        assert (
+            admin.replay(worker, admin.Selection(ids=(rows[1][0],)), edit=admin.Edit.parse(["payload.n=1"])).count == 1
+        )
+        assert admin.discard(worker, admin.Selection(ids=(rows[2][0],)), reason="x").count == 1
+    for change in (
+        lambda: admin.forget(as_worker, "bill"),
+        lambda: admin.rename(as_worker, "bill", "invoice"),
+        lambda: admin.purge(as_worker, admin.Selection(ids=(rows[0][0],)), reason="x"),
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            change()

@@ -126,6 +126,8 @@ def test_a_payload_field_says_whose_it_is_too_and_a_second_purge_finds_nothing(s
     again = served("purge", "--where", "payload.user.id=7", "--reason", "x", "--yes")
     assert (again.status, again.err) == (0, "nothing fits\n")
     assert "(purged)" in served("events", one).out
+    replayed = served("replay", one, "--yes")
+    assert (replayed.status, f"event {one} was purged at 2" in replayed.err) == (1, True)
 
 
 def test_an_interrupted_purge_is_finished_by_the_next(

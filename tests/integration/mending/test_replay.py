@@ -226,6 +226,8 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(outbox: Run, db: Db, da
         " WHERE state = 'retrying'"
     )
     command[command.index("20")] = "100000"
+    shown = outbox(*command, "--dry-run")
+    assert f": {put_back} of 40 deliveries are put back\n" in shown.err
     done = outbox(*command, "-o", "json").json
     assert (done["asked"], done["replayed"], done["total"]) == (40, 40 - put_back, 40)
     assert db.execute("SELECT DISTINCT replays FROM outbox.delivery").fetchall() == [(1,)]
