@@ -367,8 +367,8 @@ def test_ids_without_a_dead_letter_are_named(outbox: Run, db: Db) -> None:
     (id,) = die(db, "bill")
     absent = str(uuid.UUID(int=7))
     partly = outbox("replay", id, absent, "--yes")
-    assert (partly.returncode, partly.stdout) == (3, "put back 1 of 1 dead letters\n")
-    assert partly.stderr == f"no dead letter has the id {absent}\n"
+    assert (partly.returncode, partly.stdout) == (3, "put back 1 of 1 dead letter\n")
+    assert partly.stderr == f"no dead letter that fits has the id {absent}\n"
     assert retrying(db) == 1
     assert outbox("replay", id).returncode == 1
 
