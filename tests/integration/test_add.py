@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import outbox
 from console.servers import Postgres
-from outbox import migrations, schema, testing
+from outbox import admin, migrations, schema, testing
 
 
 class Base(DeclarativeBase):
@@ -252,6 +252,13 @@ def test_two_phase_commit_works_while_the_relay_is_awake(scratch: Path) -> None:
             outbox.add(session, "prepared")
             session.commit()
         assert names(engine) == ["prepared"]
+        with engine.connect() as connection:
+            forgotten = connection.begin_twophase("forgotten")
+            event = outbox.add(connection, "prepared")
+            forgotten.prepare()
+            (wait,) = admin.story(server.url(), event.id).waits
+            assert (wait.code, "the prepared transaction forgotten for " in wait.text) == ("open_transaction", True)
+            forgotten.rollback()
         engine.dispose()
 
 

@@ -73,6 +73,9 @@ SELECT json_build_object(
                AND l.pid IS DISTINCT FROM pg_backend_pid()
              LIMIT 10) AS w
       LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid
-      LEFT JOIN pg_prepared_xacts AS p ON w.virtualtransaction = '-1/' || p.transaction
+      -- A prepared transaction has no session; which it is its lock on its own number tells.
+      LEFT JOIN pg_locks AS x ON w.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+                              AND x.virtualtransaction = w.virtualtransaction
+      LEFT JOIN pg_prepared_xacts AS p ON p.transaction = x.transactionid
      WHERE NOT EXISTS (SELECT FROM found))
 )::text AS story
