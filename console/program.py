@@ -12,6 +12,7 @@ from console.commands.dead import dead
 from console.commands.demo import demo
 from console.commands.dev import dev
 from console.commands.discard import discard
+from console.commands.doctor import doctor
 from console.commands.events import events
 from console.commands.handlers import forget, rename
 from console.commands.hold import pause, resume
@@ -40,6 +41,7 @@ app.command("relay", rich_help_panel=_RUN)(relay)
 app.command("worker", rich_help_panel=_RUN)(worker)
 app.command("dev", rich_help_panel=_RUN)(dev)
 app.command("status", rich_help_panel=_LOOK)(status)
+app.command("doctor", rich_help_panel=_LOOK)(doctor)
 app.command("top", rich_help_panel=_LOOK)(top)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.command("dead", rich_help_panel=_LOOK)(dead)

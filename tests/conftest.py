@@ -82,7 +82,8 @@ def postgres_url(scratch: Path) -> Iterator[str]:
     if given := os.environ.get("OUTBOX_TEST_DATABASE_URL"):
         yield given
         return
-    with make_postgres(scratch / "pg", durable=False, options={"max_connections": "200"}) as server:
+    options = {"max_connections": "200", "max_prepared_transactions": "5"}
+    with make_postgres(scratch / "pg", durable=False, options=options) as server:
         yield server.url()
 
 

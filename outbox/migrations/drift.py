@@ -75,16 +75,19 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> tuple[Diff
     return tuple(differences)
 
 
-def check(url: str, schema: str = "outbox", *, trigger: bool = True) -> Check:
+def check(url: str, schema: str = "outbox", *, trigger: bool = True, timeout: float | None = None) -> Check:
     """Compare the database with what this release's migrations make. Leaves nothing behind.
 
-    `trigger=False` expects no trigger that wakes the relay. Needs the right to create a schema; raises `SchemaError`
-    without it, and otherwise as `migrations.apply` does.
+    `trigger=False` expects no trigger that wakes the relay. `timeout` is in seconds and for each statement. Needs the
+    right to create a schema; raises `SchemaError` without it, and otherwise as `migrations.apply` does.
 
     >>> check("postgresql://owner@db/shop").ok
     True
     """
     with connect(url) as connection, connection.transaction(force_rollback=True):
+        if timeout is not None:
+            for limit in ("statement_timeout", "lock_timeout"):
+                connection.execute("SELECT set_config(%s, %s, true)", [limit, f"{timeout * 1000:.0f}"])
         row = connection.execute("SELECT current_setting('server_version_num')::int").fetchone()
         check_server(row[0] if row else 0, in_recovery=False)
         have = applied(connection, schema)

@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from typing import Literal, NamedTuple
+
 from outbox.errors import ConfigurationError
 from outbox.migrations.script import text
+
+Part = Literal["writer", "relay", "worker", "reader"]
+"""What a role does in an installation."""
+
+
+class Grant(NamedTuple):
+    """One privilege that a part needs: `Grant("SELECT", "SEQUENCE", "outbox.asleep")`."""
+
+    privilege: str
+    kind: str
+    """`SCHEMA`, `SEQUENCE`, `ALL TABLES IN SCHEMA` or `TABLE`."""
+    name: str
+
+
+def grants(part: Part, schema: str = "outbox") -> list[Grant]:
+    """Every privilege that `roles.sql` gives to a part, one by one.
+
+    >>> grants("writer")[0]
+    Grant(privilege='USAGE', kind='SCHEMA', name='outbox')
+    """
+    given = r"^GRANT (.+) ON (?:(SCHEMA|SEQUENCE|ALL TABLES IN SCHEMA) )?(.+) TO \{" + part + r"\};$"
+    return [
+        Grant(privilege, kind or "TABLE", name)
+        for privileges, kind, names in re.findall(given, text("roles.sql", schema), re.MULTILINE)
+        for privilege in privileges.split(", ")
+        for name in names.split(", ")
+    ]
 
 
 def roles_sql(

@@ -27,7 +27,7 @@ from outbox.admin import Count, HandlerStatus, Leader, Status
 from outbox.errors import ConfigurationError
 
 COMMANDS = ["migrate", "demo", "relay", "worker", "dev", "status", "top", "events", "dead", "replay", "upkeep"]
-COMMANDS += ["pause", "resume", "cancel", "discard", "forget", "rename", "purge"]
+COMMANDS += ["pause", "resume", "cancel", "discard", "forget", "rename", "purge", "doctor"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
