@@ -14,7 +14,8 @@ from psycopg.rows import tuple_row
 
 from outbox.admin.state import ALIVE
 from outbox.admin.statement import statement
-from outbox.admin.story import Story, tell
+from outbox.admin.story import Story
+from outbox.admin.telling import tell
 from outbox.database import Database, opened
 from outbox.errors import SchemaError, TargetError
 from outbox.names import lock_id

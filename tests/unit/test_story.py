@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from outbox.admin.story import Story, tell
+from outbox.admin.story import Story
+from outbox.admin.telling import tell
 
 ID = UUID(int=7)
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
