@@ -243,7 +243,7 @@ class MainFeed:
         if not answer:
             return None
         given = Position.parse(answer)
-        # Put away by a leader that died before it could say so, and what it was given is not known any more.
+        # Put away by a leader that died before it could say so, or destroyed: what it was given is not known any more.
         return handler.done or ORIGIN if given == progress.AWAY else given
 
     def _lost(self, loss: Lost) -> None:

@@ -26,8 +26,8 @@ from outbox.database import redacted
 LINGERING = 10.0
 """Seconds that what is left of a killed PostgreSQL may take to be gone."""
 
-STILL_THERE = ("still in use", '"postmaster.pid" already exists')
-"""What PostgreSQL says then: of the memory that its processes share, and of its first process."""
+STILL_THERE = ("still in use", '" already exists')
+"""What PostgreSQL says then: of the memory that its processes share, and of its lock files."""
 
 SERVERS_END = 15.0
 """Seconds that a server has to stop before it is killed."""

@@ -4,7 +4,8 @@
 -- ARGV[1]  the group
 -- ARGV[2]  the cut
 -- ARGV[3]  the position that means: away
--- Returns the last id it was given, nothing when it is not behind, and ARGV[3] when it was put away before.
+-- Returns the last id it was given, nothing when it is not behind, and ARGV[3] when that is not known: it was put away
+-- before, or somebody destroyed it.
 local function parse(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
@@ -28,4 +29,5 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     return ''
   end
 end
-return ''
+redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[3])
+return ARGV[3]

@@ -219,7 +219,8 @@ class Redis:
         self._exists(key)
         group = self.streams[key].groups.get(name)
         if group is None:
-            return b""
+            self.streams[key].groups[name] = Group(Position.parse(away))
+            return away
         delivered = str(group.delivered).encode()
         if delivered == away:
             return delivered

@@ -62,7 +62,9 @@ def end(desk: Any, process: Forked, number: signal.Signals) -> None:
 
 def in_order(shown: str) -> bool:
     """Worker, relay and servers were stopped in this order."""
-    return shown.index("worker.stopped") < shown.index("relay.stopped") < shown.rindex("stopped")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    last = re.search(r"(?<!\.)\bstopped\b", shown)
+    return last is not None and shown.index("worker.stopped") < shown.index("relay.stopped") < last.start()
 
 
 def on_a_terminal(desk: Any, number: signal.Signals) -> str:

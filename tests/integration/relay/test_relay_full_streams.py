@@ -9,7 +9,7 @@ import pytest
 
 from outbox.names import stream_key
 from outbox.position import Position
-from relay import bounds, progress
+from relay import bounds, progress, scripts
 from relay.bounds import Limit
 
 pytestmark = pytest.mark.oldest
@@ -98,3 +98,11 @@ def test_a_group_left_aside_by_a_relay_that_died_meanwhile_is_put_back(
     box.redis.xgroup_setid(stream_key("outbox", "paid"), "send", str(progress.AWAY))
     assert box.work_until("paid", "send", seqs) == seqs
     assert box.attached("send")
+
+
+def test_a_handler_whose_group_was_destroyed_is_taken_off_like_one_that_is_behind(box: Any) -> None:
+    box.redis.xadd("paid", {"id": "x"}, id="7-1")
+    away = str(progress.AWAY)
+    answers = [box.redis.eval(scripts.lua("detach"), 1, "paid", "send", "5-0", away) for _ in range(2)]
+    assert answers == [away.encode()] * 2
+    assert [each["last-delivered-id"] for each in box.redis.xinfo_groups("paid")] == [away.encode()]
