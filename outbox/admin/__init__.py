@@ -10,7 +10,8 @@ from outbox.admin.hold import Hold, holds, pause, resume
 from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dead_letters, error_groups
 from outbox.admin.page import LISTED, Page
 from outbox.admin.purging import Purged, purge, purged
-from outbox.admin.replaying import Candidate, Interrupted, Outcome, Replayed, candidates, interrupted, replay
+from outbox.admin.replay_batches import Outcome
+from outbox.admin.replaying import Candidate, Interrupted, Replayed, candidates, interrupted, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
 from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait

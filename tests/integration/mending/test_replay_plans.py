@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox.admin.replaying import _DELIVERIES, BATCH, IN_ORDER
+from outbox.admin.replay_batches import DELIVERIES_OF_HANDLERS, IN_ORDER
+from outbox.admin.replaying import BATCH
 from outbox.admin.selection import LETTERS, Selection
 from outbox.admin.statement import statement
 from tests.integration.mending.conftest import register
@@ -44,7 +45,7 @@ def pile(request: pytest.FixtureRequest, db: Db) -> Db:
 @pytest.mark.parametrize("source", ["choose_deliveries", "choose_letters"])
 def test_a_batch_in_the_middle_reads_about_a_batch(pile: Db, source: str) -> None:
     deliveries = source == "choose_deliveries"
-    columns, handler = (_DELIVERIES, "done") if deliveries else (LETTERS, "dead")
+    columns, handler = (DELIVERIES_OF_HANDLERS, "done") if deliveries else (LETTERS, "dead")
     selected, asked = Selection(handler=handler).conditions(columns, "outbox")
     order = "id" if deliveries else "created_at, id"
     (place,) = pile.execute(
