@@ -148,6 +148,7 @@ class Cluster:
             lease=schedule.lease,
             concurrency=schedule.concurrency,
             rate=schedule.rate / len(WRITERS),
+            slowness=schedule.slowness,
             knobs=schedule.knobs,
             mutant=mutant,
         )

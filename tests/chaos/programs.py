@@ -38,6 +38,7 @@ class Part:
     lease: float = 1.5
     concurrency: int = 20
     rate: float = 20.0
+    slowness: float = 1.0
     version: int = 1
     knobs: dict[str, int] = field(default_factory=dict)
     failpoints: str = ""
@@ -76,7 +77,7 @@ def _relay(part: Part) -> int:
 
 
 def _worker(part: Part) -> int:
-    tasks.tell(History(part.folder / f"{part.name}.jsonl"))
+    tasks.tell(History(part.folder / f"{part.name}.jsonl"), part.slowness)
 
     async def work() -> None:
         worker = workers.Worker(

@@ -94,6 +94,8 @@ class Schedule:
     concurrency: int = 20
     rate: float = 40.0
     """Transactions a second, of all writers."""
+    slowness: float = 1.0
+    """What handlers' times are multiplied by."""
     knobs: dict[str, int] = field(default_factory=dict)
     lame: tuple[str, ...] = ()
     """Processes that stand still while all else is healed and must drain without them."""
@@ -152,6 +154,7 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
         lease=1.0 if mix else chance.choice((1.0, 1.5, 3.0)),
         concurrency=40 if mix else chance.choice((20, 40, 80)),
         rate=80.0 if mix else chance.choice((10.0, 20.0, 40.0)),
+        slowness=10.0 if mix else chance.choice((1.0, 1.0, 3.0)),
         knobs=knobs if chance.random() < 0.6 and not mix else {},
         lame=tuple(lame),
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),

@@ -34,12 +34,13 @@ ONCE = frozenset({"once"})
 """Handlers whose effects are runs: at most one."""
 
 _history: History | None = None
+_slowness = 1.0
 
 
-def tell(history: History) -> None:
-    """Let handlers write into this history from now on."""
-    global _history
-    _history = history
+def tell(history: History, slowness: float) -> None:
+    """Let handlers write into this history from now on, and take so many times as long."""
+    global _history, _slowness
+    _history, _slowness = history, slowness
 
 
 def sha(payload_json: str) -> str:
@@ -70,7 +71,7 @@ def effect(handler: str, event: outbox.Event, follow: outbox.Event | None = None
 def lasts(event: outbox.Event) -> float:
     """Seconds that a run of this event takes: mostly a few milliseconds, sometimes half a second."""
     drawn = event.id.int % 1000
-    return 0.5 if drawn < 10 else drawn / 80_000
+    return 0.5 if drawn < 10 else min(0.5, _slowness * drawn / 80_000)
 
 
 async def book(n: int, session: AsyncSession, event: workers.Event, context: workers.Context) -> None:
