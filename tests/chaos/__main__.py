@@ -30,7 +30,7 @@ from tests.chaos.summary import Summary, summarize
 REGRESSIONS = Path(__file__).with_name("regressions.json")
 """Schedules that once found something: played before all seeds."""
 
-CATCH_WITHIN = 5
+CATCH_WITHIN = 8
 """Seeds within which each mutant must be caught."""
 
 app = typer.Typer(

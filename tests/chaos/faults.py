@@ -25,12 +25,18 @@ Do = Callable[[Cluster, Fault], Undo | None]
 FAULTS: dict[str, Do] = {}
 """What each kind of fault does, by its name."""
 
-FAILPOINTS = (
-    "relay.ticked", "relay.read", "relay.sent", "relay.appended", "relay.bookmarked", "relay.forgotten",
-    "relay.detached", "relay.taken_off", "feed.appended", "feed.moved", "feed.grouped", "feed.attached",
-    "feed.restarted", "sweep.filled", "sweep.noted", "sweep.trimmed",
-)  # fmt: skip
-"""Steps of a relay between which it may die."""
+STEPS = {
+    "relay": (
+        "relay.ticked", "relay.read", "relay.sent", "relay.appended", "relay.bookmarked", "relay.forgotten",
+        "relay.detached", "relay.taken_off", "feed.appended", "feed.moved", "feed.grouped", "feed.attached",
+        "feed.restarted", "sweep.filled", "sweep.noted", "sweep.trimmed",
+    ),
+    "worker": (
+        "worker.read", "worker.claimed", "worker.marked", "worker.committing", "worker.committed", "worker.ran",
+        "worker.recorded", "worker.acknowledged", "worker.held", "worker.taken_over",
+    ),
+}  # fmt: skip
+"""Failpoints of a relay and of a worker, between two steps each."""
 
 NAMES = ("order", "booked", "note", "later")
 """Event names, for what hits one stream."""
@@ -95,15 +101,17 @@ def restart(cluster: Cluster, fault: Fault) -> Undo:
     return start
 
 
-def _with_failpoint(cluster: Cluster, fault: Fault, action: str) -> None:
-    program = cluster.programs[fault.target]
-    place = FAILPOINTS[int(fault.chance * len(FAILPOINTS))]
+def _with_failpoint(cluster: Cluster, fault: Fault, action: str) -> Undo:
+    role = fault.target.partition("-")[0]
+    place = STEPS[role][int(fault.chance * len(STEPS[role]))]
     turn = 1 + int(fault.chance * 997) % 9
+    program = cluster.programs[fault.target]
     program.part = replace(program.part, failpoints=f"{place}={action}@{turn}")
-    # The other one must let it lead, or it would never get there.
-    for name in RELAYS:
+    # Another relay must let this one lead, or it would never get there.
+    for name in RELAYS if role == "relay" else (fault.target,):
         cluster.programs[name].kill()
     program.start()
+    return partial(_start_relays, cluster)
 
 
 def _start_relays(cluster: Cluster) -> None:
@@ -113,18 +121,17 @@ def _start_relays(cluster: Cluster) -> None:
 
 @kind("die between steps")
 def die_between_steps(cluster: Cluster, fault: Fault) -> Undo:
-    """The relay that leads from now on dies between two exact steps."""
-    _with_failpoint(cluster, fault, "kill")
-    return partial(_start_relays, cluster)
+    """A worker, or the relay that leads from now on, dies between two exact steps."""
+    return _with_failpoint(cluster, fault, "kill")
 
 
 @kind("stand between steps")
 def stand_between_steps(cluster: Cluster, fault: Fault) -> Undo:
-    """The relay that leads from now on stands still between two exact steps, while another takes over."""
-    _with_failpoint(cluster, fault, "stop")
+    """A worker, or the relay that leads from now on, stands still between two exact steps, while another goes on."""
+    others = _with_failpoint(cluster, fault, "stop")
 
     def go_on() -> None:
-        _start_relays(cluster)
+        others()
         cluster.programs[fault.target].go_on()
 
     return go_on

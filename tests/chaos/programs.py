@@ -13,13 +13,10 @@ from pathlib import Path
 
 import uvloop
 
-import relay.catch_up
-import relay.feed
 import relay.service
-import relay.sweep
 import workers
 from outbox import telemetry
-from outbox.failpoints import Armed, Failpoint
+from outbox.failpoints import Armed, Failpoint, reach
 from outbox.settings import Settings
 from tests.chaos import knobs, mutants, tasks
 from tests.chaos.history import History
@@ -59,7 +56,17 @@ def perform(part: Part) -> None:
     telemetry.configure("info", "logfmt")
     knobs.turn(part.knobs)
     mutants.become(part.mutant)
+    if part.failpoints:
+        _arm(part.failpoints)
     sys.exit(_ROLES[part.name.partition("-")[0]](part))
+
+
+def _arm(given: str) -> None:
+    """Put failpoints into what is loaded already."""
+    armed = Armed([Failpoint.parse(given)])
+    for module in list(sys.modules.values()):
+        if getattr(module, "reach", None) is reach:
+            module.reach = armed.reach  # type: ignore[attr-defined]
 
 
 def die_with_parent() -> None:
@@ -69,10 +76,6 @@ def die_with_parent() -> None:
 
 
 def _relay(part: Part) -> int:
-    if part.failpoints:
-        armed = Armed([Failpoint.parse(text) for text in part.failpoints.split(",")])
-        for module in (relay.feed, relay.catch_up, relay.sweep):
-            module.reach = armed.reach  # type: ignore[attr-defined]
     return relay.service.run(part.settings)
 
 

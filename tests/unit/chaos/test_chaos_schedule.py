@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from pathlib import Path
 
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, STEPS
 from tests.chaos.knobs import KNOBS
 from tests.chaos.mutants import MIXES, MUTANTS
 from tests.chaos.schedule import KINDS, PROGRAMS, Schedule, draw
 
+ROOT = Path(__file__).parents[3]
 MANY = [draw(seed, 12.0) for seed in range(300)]
 
 
@@ -25,6 +28,17 @@ def test_a_schedule_can_be_kept_as_json() -> None:
 
 def test_every_kind_is_drawn_and_every_kind_can_be_caused() -> None:
     assert {fault.kind for schedule in MANY for fault in schedule.faults} == KINDS.keys() == FAULTS.keys()
+
+
+def test_relays_and_workers_die_at_every_failpoint_that_there_is() -> None:
+    texts = [file.read_text() for folder in ("relay", "workers") for file in (ROOT / folder).glob("*.py")]
+    there = {place for text in texts for place in re.findall(r'reach\("([\w.]+)"\)', text)}
+    assert {place for places in STEPS.values() for place in places} == there
+
+
+def test_the_page_about_chaos_names_what_may_be_found() -> None:
+    found = set(re.findall(r'Finding\(\s*"(\w+)"', (ROOT / "tests/chaos/checker.py").read_text())) | {"broken"}
+    assert set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/chaos.md").read_text(), re.MULTILINE)) == found
 
 
 def test_about_a_quarter_of_the_periods_is_calm() -> None:
