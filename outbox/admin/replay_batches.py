@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -89,9 +90,12 @@ class Batches:
         )
         return self.resume(name)
 
-    def forget(self, name: str) -> None:
-        """It has ended."""
-        self._cursor.execute(f"DELETE FROM {self._schema}.replay WHERE known_as = %s".encode(), [name])
+    def forget(self, name: str, *, begun_within: timedelta = timedelta()) -> None:
+        """It has ended, or is to begin anew; `begun_within` keeps one that is younger."""
+        query = (
+            f"DELETE FROM {self._schema}.replay WHERE known_as = %s AND began_at <= clock_timestamp() - %s::interval"
+        )
+        self._cursor.execute(query.encode(), [name, begun_within])
 
     def count(self) -> tuple[int, Any]:
         """How many fit, and the moment of asking."""

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg.rows import class_row, dict_row
@@ -21,6 +21,9 @@ from outbox.admin.replay_batches import Batches, Outcome, edited
 from outbox.admin.selection import Selection
 from outbox.database import Database, opened
 from outbox.names import check_schema
+
+RESUMED_WITHIN = timedelta(days=7)
+"""An interrupted replay that is older is nobody's intention any more: the same command begins anew."""
 
 BATCH = 500
 """Deliveries put back in one transaction at the most."""
@@ -94,8 +97,7 @@ def replay(
         detail = {**_described(which, outcome, edit), "limit": limit, "rate": rate}
         name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
         with connection.transaction():
-            if anew:
-                run.forget(name)
+            run.forget(name, begun_within=timedelta() if anew else RESUMED_WITHIN)
             state = run.resume(name) or run.begin(name, who, limit)
             if state is None:
                 return Replayed(0, 0, 0)
@@ -155,8 +157,9 @@ def interrupted(
         connection.cursor(row_factory=class_row(Interrupted)) as cursor,
     ):
         name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
-        query = f"SELECT actor, began_at, asked, count FROM {check_schema(where)}.replay WHERE known_as = %s"
-        return cursor.execute(query.encode(), [name]).fetchone()
+        query = f"SELECT actor, began_at, asked, count FROM {check_schema(where)}.replay"
+        query += " WHERE known_as = %s AND began_at > clock_timestamp() - %s::interval"
+        return cursor.execute(query.encode(), [name, RESUMED_WITHIN]).fetchone()
 
 
 def candidates(

@@ -206,6 +206,14 @@ def test_a_replay_that_has_ended_begins_anew_and_an_interrupted_one_if_that_is_a
     assert admin.replay(db, which, outcome=Outcome.DONE, anew=True).asked == 100
     db.execute("UPDATE outbox.delivery SET state = 'done', due_at = NULL")
     assert admin.replay(db, which, outcome=Outcome.DONE).count == 600
+    # One that nobody remembers is not gone on with.
+    db.execute("UPDATE outbox.delivery SET state = 'done', due_at = NULL, updated_at = clock_timestamp()")
+    with pytest.raises(KeyboardInterrupt):
+        admin.replay(db, which, outcome=Outcome.DONE, progress=interrupt)
+    assert admin.interrupted(db, which, outcome=Outcome.DONE) is not None
+    db.execute("UPDATE outbox.replay SET began_at = began_at - interval '8 days'")
+    assert admin.interrupted(db, which, outcome=Outcome.DONE) is None
+    assert admin.replay(db, which, outcome=Outcome.DONE).asked == 100
 
 
 def test_a_killed_command_goes_on_when_it_is_typed_again(outbox: Run, db: Db, database_url: str) -> None:
