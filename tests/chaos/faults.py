@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -203,7 +202,11 @@ def postgres_disk_full(cluster: Cluster, fault: Fault) -> Undo:
 
 def _fill(place: Path) -> Undo:
     ballast = place / "ballast"
-    subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], capture_output=True, check=False)
+    with ballast.open("ab") as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
     return lambda: ballast.unlink(missing_ok=True)
 
 
