@@ -146,11 +146,13 @@ class Lane:
         return len(self._running) + len(self._ending)
 
     def _fill(self) -> None:
-        while len(self._running) + len(self._ending) < self.limit and not self.resting:
-            queue = self._turn()
-            if not queue:
+        while len(self._running) + len(self._ending) < self.limit and not (self.stopping or self.paused):
+            if self._retries:
+                job = self._turn().popleft()
+            elif self._waiting:
+                job = self._waiting.popleft()
+            else:
                 return
-            job = queue.popleft()
             if not job.closed:
                 self._begin(job)
 
