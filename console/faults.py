@@ -18,6 +18,19 @@ def explained(error: BaseException) -> str | None:
     return _postgres(cause) or _redis(cause)
 
 
+def from_input(error: BaseException) -> bool:
+    """Whether what was typed is wrong, whatever the servers are like.
+
+    >>> from_input(SettingError("unknown log level"))
+    True
+    """
+    import psycopg
+
+    from console.options import SettingError
+
+    return isinstance(getattr(error, "orig", None) or error, SettingError | psycopg.DataError)
+
+
 def _postgres(error: BaseException) -> str | None:
     import psycopg
 
@@ -32,6 +45,8 @@ def _postgres(error: BaseException) -> str | None:
         return missing(error)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return f"PostgreSQL: {said}; `outbox migrate --roles-sql` prints what each role needs"
+    if isinstance(error, psycopg.DataError):
+        return f"PostgreSQL does not take a value that was given: {said}; correct it"
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return f"cannot reach PostgreSQL: {said}; check OUTBOX_DATABASE_URL and that the server runs"
     return f"PostgreSQL: {said}"

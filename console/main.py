@@ -70,12 +70,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from console.faults import explained
+    from console.faults import explained, from_input
 
     line = explained(error)
     if line is None:
         raise error
-    return _fail(line)
+    return _fail(line, USAGE if from_input(error) else FAILED)
 
 
 def _usage(error: Any) -> int:
@@ -86,9 +86,9 @@ def _usage(error: Any) -> int:
     return USAGE
 
 
-def _fail(line: str) -> int:
+def _fail(line: str, status: int = FAILED) -> int:
     sys.stderr.write(f"outbox: {' '.join(line.split())}\n")
-    return FAILED
+    return status
 
 
 def _not_installed(error: ModuleNotFoundError, otherwise: str | None) -> int:

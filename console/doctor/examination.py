@@ -12,7 +12,6 @@ from console.doctor.checks import CHECKS
 from console.doctor.finding import Check, Finding, Severity
 from console.doctor.installation import Installation
 from console.faults import explained
-from outbox.address import parse
 from outbox.database import UnreachableError
 from outbox.errors import OutboxError
 from outbox.settings import Settings
@@ -49,15 +48,15 @@ def _made(
     try:
         found = check.look(installation)
     except Exception as problem:
-        yield _tripped(check, problem, installation, away)
+        yield _tripped(check, problem, away)
     else:
         remedy = None if found.severity is Severity.OK else found.remedy or check.remedy
         yield Finding(check.name, found.severity, found.evidence, remedy)
 
 
-def _tripped(check: Check, problem: Exception, installation: Installation, away: dict[str, str]) -> Finding:
+def _tripped(check: Check, problem: Exception, away: dict[str, str]) -> Finding:
     """A check that could not be made."""
-    said = why(problem, installation.settings)
+    said = why(problem)
     if check.name in check.asks and isinstance(problem, _AWAY):
         away[check.name] = said
         return Finding(check.name, Severity.ERROR, said, check.remedy)
@@ -66,13 +65,12 @@ def _tripped(check: Check, problem: Exception, installation: Installation, away:
     return Finding(check.name, Severity.WARNING, f"not checked: {said}", "`outbox doctor` again", made=False)
 
 
-def why(problem: Exception, settings: Settings) -> str:
+def why(problem: Exception) -> str:
     """What went wrong in one line that says where and shows no password."""
     if isinstance(problem, redis.ConnectionError | redis.TimeoutError | OSError) and not isinstance(
         problem, UnreachableError
     ):
-        place = parse(settings.redis_url.get_secret_value())
-        return f"cannot reach Redis at {place}: {' '.join(str(problem).split())}"
+        return f"cannot reach Redis: {' '.join(str(problem).split())}"
     if isinstance(problem, psycopg.errors.QueryCanceled):
         return "PostgreSQL took longer than a check may"
     line = explained(problem) if isinstance(problem, psycopg.Error | redis.RedisError | OutboxError) else None

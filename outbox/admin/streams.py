@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from outbox.address import parse
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
 from outbox.redis import connect
@@ -43,7 +44,13 @@ def opened(settings: Settings) -> redis.Redis:
         client = connect(settings.redis_url.get_secret_value(), timeout=TIMEOUT, connect_timeout=TIMEOUT)
     except ValueError:
         raise redis.ConnectionError("OUTBOX_REDIS_URL is not a URL like redis://host:6379/0") from None
-    client.ping()
+    try:
+        client.ping()
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        client.close()
+        # Some of its messages do not say where.
+        place = parse(settings.redis_url.get_secret_value())
+        raise redis.ConnectionError(f"{place} does not answer: {error}") from None
     return client
 
 
