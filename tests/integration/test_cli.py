@@ -207,7 +207,7 @@ def test_the_retention_is_a_setting(outbox: Run, db: Db) -> None:
     db.execute("SELECT outbox.make_partitions(current_date - 20, current_date - 20)")
     assert outbox("upkeep", OUTBOX_RETENTION="30d").stdout == "nothing to do\n"
     wrong = outbox("upkeep", OUTBOX_RETENTION="0")
-    assert (wrong.returncode, "retention" in wrong.stderr) == (1, True)
+    assert (wrong.returncode, "retention" in wrong.stderr) == (2, True)
     assert "drop" in outbox("upkeep").stdout
 
 
