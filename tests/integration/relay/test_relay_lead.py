@@ -230,7 +230,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_showing_it(
         "PATH": os.environ["PATH"],
     } | {f"OUTBOX_{name.upper()}": url for name, url in urls.items()}
     found = programs.run(["-m", "console.main", "relay"], env=environment)
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert "percent-encoded" in found.stderr
     assert "s3cr" not in found.stderr + found.stdout
     assert len(found.stderr.splitlines()) == 1
