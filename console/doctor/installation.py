@@ -63,7 +63,9 @@ class Installation:
         with connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
             connection.execute(
-                "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', '1s', true)",
+                # To compile what is read once takes many times as long as to read it.
+                "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', '1s', true),"
+                " set_config('jit', 'off', true)",
                 [f"{STATEMENT_TIMEOUT * 1000:.0f}"],
             )
             yield connection

@@ -41,7 +41,7 @@ from console.doctor import (
     versions,
 )
 from console.servers import Redis
-from outbox import admin
+from outbox import admin, migrations
 from outbox.names import lock_id, owner_key, stream_key
 from outbox.settings import Settings
 from relay.bounds import Limit
@@ -218,7 +218,7 @@ def test_a_worker_at_work_whose_role_lacks_grants_is_named(settings: Settings, d
             found = look(settings, "roles")
             assert found.severity is ERROR
             assert f"role {role} lacks " in found.evidence
-            db.execute(outbox_grants(role).encode())
+            db.execute(migrations.roles_sql(worker=role).encode())
             assert look(settings, "roles").severity is OK
         reader = look(settings.model_copy(update={"database_url": SecretStr(_as(database_url, role))}), "schema")
         assert reader.severity is INFO, "only the owner can build the schema anew to compare it"
@@ -226,10 +226,17 @@ def test_a_worker_at_work_whose_role_lacks_grants_is_named(settings: Settings, d
         db.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
 
 
-def outbox_grants(role: str) -> str:
-    from outbox import migrations
-
-    return migrations.roles_sql(worker=role)
+def test_the_reader_s_role_may_ask_everything(settings: Settings, db: Db, database_url: str) -> None:
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    try:
+        db.execute(migrations.roles_sql(reader=role).encode())
+        found = examine(settings.model_copy(update={"database_url": SecretStr(_as(database_url, role))}))
+        assert [finding for finding in found if not finding.made] == []
+        lacking = [finding for finding in found if finding.severity in (WARNING, ERROR)]
+        assert {finding.check for finding in lacking} <= {"relay", "postgresql-version", "redis-version"}
+    finally:
+        db.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
 
 
 def _as(url: str, role: str) -> str:
