@@ -73,6 +73,14 @@ def test_a_fresh_outbox_is_empty_and_led_by_no_one(database_url: str) -> None:
     assert status.handlers == ()
 
 
+def test_no_statement_of_the_status_is_compiled(db: Db) -> None:
+    db.execute("SET jit = on")
+    with db.transaction():
+        admin.status(db)
+        assert db.execute("SHOW jit").fetchone() == ("off",), "compiling takes hundreds of times as long as running"
+    assert db.execute("SHOW jit").fetchone() == ("on",)
+
+
 def test_committed_events_are_unpublished_until_a_published_tick_saw_them(database_url: str, db: Db) -> None:
     add(db, count=3)
     assert admin.status(db).unpublished.value == 3
