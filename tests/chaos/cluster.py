@@ -3,107 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import psycopg
 import redis
 
 from console.servers import Postgres, Redis, Server, ServerError, loopback_url
-from outbox import migrations
 from outbox.redis import connect
-from tests.chaos.programs import Part, perform
+from tests.chaos.process import Program
+from tests.chaos.programs import Part
 from tests.chaos.schedule import PROGRAMS, WRITERS, Schedule
+from tests.chaos.template import DATABASE, POSTGRES, Template
 from tests.proxy import Proxy
 
-DATABASE = "outbox"
-TABLES = Path(__file__).with_name("tables.sql")
-POSTGRES = {
-    "max_connections": "200",
-    "shared_buffers": "32MB",
-    "max_wal_size": "64MB",
-    # What is not flushed at COMMIT stays so for long: a crash takes it back.
-    "wal_writer_delay": "2s",
-}
 DISKS = {"postgres": "256m", "redis": "16m"}
 """Sizes of the disks of servers whose disk is to be full."""
-
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.chaos.tether"])
-
-
-class Template(NamedTuple):
-    """The data folder of a PostgreSQL that has all tables and does not run, and that server's programs."""
-
-    data: Path
-    programs: Path
-
-
-class Program:
-    """One of our own programs: started, killed and started again under one name."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.process: BaseProcess | None = None
-        self.wanted = False
-        """Whether it is to run: what ends by itself is started again."""
-        self.armed = False
-        """Whether the process that runs was told to die, or to stand still, between two steps."""
-        self.told = False
-        """Whether it was told to end."""
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        self.wanted = True
-        if not self.running:
-            self.armed, self.told = bool(self.part.failpoints), False
-            self.process = _forks.Process(target=perform, args=(self.part,), name=self.part.name, daemon=True)
-            self.process.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether there is a process, be it one that stands still."""
-        return self.process is not None and self.process.is_alive()
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
-        if self.process is not None and self.process.pid is not None and self.running:
-            os.kill(self.process.pid, number)
-
-    def stand_still(self) -> None:
-        """SIGSTOP."""
-        self.send(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """SIGCONT, also for who stopped itself."""
-        self.send(signal.SIGCONT)
-
-    def tell_to_end(self) -> None:
-        """SIGTERM."""
-        self.wanted, self.told = False, True
-        self.send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        self.wanted = False
-        self.send(signal.SIGKILL)
-        self.await_end(10.0)
-
-    def await_end(self, seconds: float) -> bool:
-        """Wait until it has ended; whether it has."""
-        if self.process is not None:
-            self.process.join(seconds)
-        return not self.running
 
 
 class Cluster:
@@ -371,23 +293,3 @@ def processes(server: Server) -> list[int]:
         return []
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
     return [server.pid, *map(int, children.split())]
-
-
-def make_template(folder: Path) -> Template:
-    """Make a data folder with the outbox's tables and the business's."""
-    server = Postgres(folder, durable=False, options=POSTGRES)
-    with server:
-        with psycopg.connect(server.url(), autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {DATABASE}")
-        migrations.apply(server.url(DATABASE))
-        with psycopg.connect(server.url(DATABASE)) as connection:
-            connection.execute(TABLES.read_bytes())
-            connection.execute("CHECKPOINT")
-    return Template(server.data, server.bin)
-
-
-def alone() -> None:
-    """Give this process and its children mounts of their own, which vanish with them, if that is permitted."""
-    clone_newns = 0x00020000
-    if ctypes.CDLL(None).unshare(clone_newns) == 0:
-        subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)

@@ -8,9 +8,9 @@ import psycopg
 import redis
 
 from outbox.names import catch_up_key, stream_key
-from tests.chaos import checker, tasks
-from tests.chaos.checker import Delivery, Effect, Facts, Handler, Row, Sighting
+from tests.chaos import facts, tasks
 from tests.chaos.cluster import Cluster
+from tests.chaos.facts import Delivery, Effect, Facts, Handler, Row, Sighting
 from tests.chaos.history import Entry
 from tests.chaos.tasks import sha
 
@@ -72,7 +72,7 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             "SELECT id::text, name, key, seq, payload::text, extract(epoch FROM created_at)::float FROM outbox.event"
         )
         return Facts(
-            transactions=checker.transactions(entries),
+            transactions=facts.transactions(entries),
             business=frozenset(row[0] for row in rows("SELECT id::text FROM business")),
             events=tuple(Row(id, name, key, seq, sha(payload), at) for id, name, key, seq, payload, at in events),
             doomed=frozenset(row[0] for row in events if '"doomed"' in row[4]),
@@ -92,7 +92,7 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             effects=tuple(
                 Effect(*row) for row in rows("SELECT event_id::text, handler, sha, follow::text FROM effect")
             ),
-            runs=checker.runs([entry for entry in entries if entry.get("handler") in tasks.PLAIN | tasks.ONCE]),
+            runs=facts.runs([entry for entry in entries if entry.get("handler") in tasks.PLAIN | tasks.ONCE]),
             sightings=sightings,
             crashed=cluster.crashes > 0,
             unsettled=tuple(left),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import shutil
 import signal
+import subprocess
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,10 +17,10 @@ from tempfile import mkdtemp
 
 from outbox_testing.servers import scratch_folder
 from tests.chaos import mutants
-from tests.chaos.cluster import Template, alone, make_template
 from tests.chaos.programs import die_with_parent
 from tests.chaos.run import BOUND, Result, play
 from tests.chaos.schedule import Schedule, draw
+from tests.chaos.template import Template, make_template
 
 KEPT = Path(".chaos")
 """Where histories, logs and stories of runs that failed are put."""
@@ -74,7 +76,14 @@ def _prepare() -> None:
     die_with_parent()
     # Ctrl-C is for the one that shows the progress: it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    alone()
+    _mount_alone()
+
+
+def _mount_alone() -> None:
+    """Give this process and its children mounts of their own, which vanish with them, if that is permitted."""
+    clone_newns = 0x00020000
+    if ctypes.CDLL(None).unshare(clone_newns) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
 
 
 def _perform(task: Task, folder: Path, template: Template) -> Result:

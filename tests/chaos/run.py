@@ -11,11 +11,12 @@ from typing import Any
 
 from console.servers import ServerError
 from tests.chaos import checker, story
-from tests.chaos.cluster import Cluster, Template
+from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import gather, unsettled
 from tests.chaos.faults import NotPossible, cause
 from tests.chaos.history import History, read
 from tests.chaos.schedule import WRITERS, Fault, Schedule
+from tests.chaos.template import Template
 from tests.chaos.watcher import Watcher
 
 BOUND = 60.0

@@ -6,8 +6,9 @@ from typing import Any
 
 import psycopg
 
-from tests.chaos.checker import Facts, Finding
+from tests.chaos.checker import Finding
 from tests.chaos.cluster import Cluster
+from tests.chaos.facts import Facts
 from tests.chaos.history import Entry
 from tests.chaos.schedule import Schedule
 

@@ -8,8 +8,8 @@ from typing import Any
 import redis
 
 from outbox.names import stream_key
-from tests.chaos.checker import Sighting
 from tests.chaos.cluster import Cluster
+from tests.chaos.facts import Sighting
 from tests.chaos.faults import NAMES
 
 

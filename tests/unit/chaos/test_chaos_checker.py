@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.checker import (
+from tests.chaos.checker import check
+from tests.chaos.facts import (
     Delivery,
     Effect,
     Facts,
@@ -17,7 +18,6 @@ from tests.chaos.checker import (
     Said,
     Sighting,
     Transaction,
-    check,
     runs,
     transactions,
 )
