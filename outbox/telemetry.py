@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -20,6 +21,18 @@ _shown = logging.INFO
 def shows(level: int) -> bool:
     """Whether what is logged at this level of `logging` comes out, for what costs something to put together."""
     return level >= _shown
+
+
+class _Stderr:
+    """What stderr is at the moment. One that cannot be written to stops no work: nobody is there to be told."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def configure(level: str = "info", form: str = "auto") -> None:
@@ -54,6 +67,6 @@ def configure(level: str = "info", form: str = "auto") -> None:
     structlog.configure(
         processors=[*chain, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )

@@ -77,9 +77,11 @@ class Terminal(io.StringIO):
 
     def line(self, level: str = "info", form: str = "auto") -> str:
         """What one line of log looks like when logging is set up like this."""
-        with contextlib.redirect_stderr(self):
+        with (
+            contextlib.redirect_stderr(self),
+            structlog.contextvars.bound_contextvars(event_id="1", correlation_id="req-7"),
+        ):
             telemetry.configure(level, form)
-        with structlog.contextvars.bound_contextvars(event_id="1", correlation_id="req-7"):
             structlog.get_logger().bind(handler="h").warning("some.name", attempt=2)
         return self.getvalue()
 
@@ -101,6 +103,21 @@ def test_lines_are_json_where_there_is_no_terminal(terminal: Terminal) -> None:
     assert line.pop("timestamp")
     facts = {"handler": "h", "event_id": "1", "correlation_id": "req-7", "attempt": 2}
     assert line == facts | {"event": "some.name", "level": "warning"}
+
+
+def test_lines_go_to_the_stderr_of_the_moment_and_one_that_is_closed_stops_no_work(terminal: Terminal) -> None:
+    log = structlog.get_logger()
+    assert "some.name" in terminal.line()
+    with contextlib.redirect_stderr(terminal):
+        log.warning("first.name")
+    later = io.StringIO()
+    with contextlib.redirect_stderr(later):
+        log.warning("second.name")
+    assert "first.name" in terminal.getvalue()
+    assert "second.name" in later.getvalue()
+    later.close()
+    with contextlib.redirect_stderr(later):
+        log.warning("third.name")
 
 
 def test_lines_are_coloured_on_a_terminal(terminal: Terminal) -> None:
