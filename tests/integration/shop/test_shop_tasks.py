@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -60,24 +58,23 @@ async def test_the_welcome_goes_to_the_address_once_whatever_comes_again(
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What the programs would log on standard error."""
-    before, stream = structlog.get_config(), io.StringIO()
-    with contextlib.redirect_stderr(stream):
-        telemetry.configure("info", "json")
+def log(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What the programs logged on standard error."""
+    before = structlog.get_config()
+    telemetry.configure("info", "json")
     # The loggers of modules are still there after this test.
     structlog.configure(cache_logger_on_first_use=False)
-    yield stream
+    yield lambda: capsys.readouterr().err
     structlog.configure(**before)
 
 
 async def test_the_id_of_a_request_appears_in_the_logs_of_its_handlers(
-    client: httpx.AsyncClient, outbox_settings: Settings, log: io.StringIO
+    client: httpx.AsyncClient, outbox_settings: Settings, log: Callable[[], str]
 ) -> None:
     answer = await client.post("/signup", json={"email": "ann@shop.example"}, headers={"X-Request-Id": "req-7"})
     await client.post("/signup", json={"email": "bob@shop.example"})
     await drain(app, outbox_settings)
-    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    lines = [json.loads(line) for line in log().splitlines()]
     ann, bob = sorted((line for line in lines if line["event"] == "welcome"), key=lambda line: line["user_id"])
     names = ("event_id", "handler", "attempt", "correlation_id")
     assert [ann[name] for name in names] == [answer.json()["event"], "send_welcome", 1, "req-7"]
