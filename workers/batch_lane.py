@@ -32,7 +32,8 @@ class BatchLane(Lane):
         self.least = self._size
         self.window = max(self._size, min(capacity * self._size, prefetch.LARGEST))
         self._halves: deque[list[Job]] = deque()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_at = 0.0
 
     # What comes in
 
@@ -91,10 +92,11 @@ class BatchLane(Lane):
         return jobs
 
     def _fill_at(self, moment: float) -> None:
-        if self._alarm is None or self._alarm.when() > moment:
+        # Not by the handle's own time: uvloop's has none for a moment that is over already.
+        if self._alarm is None or self._alarm_at > moment:
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._alarm = self._loop.call_at(moment, self._alarmed)
+            self._alarm, self._alarm_at = self._loop.call_at(moment, self._alarmed), moment
 
     def _alarmed(self) -> None:
         self._alarm = None
