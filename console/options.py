@@ -34,7 +34,9 @@ Prefix = Annotated[
 ]
 LogLevel = Annotated[
     str | None,
-    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.", rich_help_panel=_LOGS),
+    typer.Option(
+        "--log-level", metavar="LEVEL", help="debug, info, warning, error or critical.", rich_help_panel=_LOGS
+    ),
 ]
 LogFormat = Annotated[
     str | None,
