@@ -3,7 +3,7 @@
 import os
 import sys
 
-from workers.supervisor import main
+from workers.service import main
 
 if __name__ == "__main__":
     status = main()

@@ -68,7 +68,7 @@ def dev(
             raise typer.BadParameter(f"--reload-dir: there is no folder {place}")
     from console.dev import Development, Folder, RunsAlreadyError, addresses
     from console.dev.log import Log, form_for
-    from workers.supervisor import check_target
+    from workers.loading import check_target
 
     check_target(target)
     log = Log(sys.stderr, form_for(sys.stderr, settings.log_format))

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from console.dev.log import Form, Log
 from outbox.settings import Settings
 from workers.backoff import Backoff
-from workers.supervisor import SUPERVISED, environment
+from workers.service import SUPERVISED
+from workers.supervisor import environment
 
 GRACE = 5.0
 """Seconds that runs get to come to their end when the worker is to stop; then they are handed back."""

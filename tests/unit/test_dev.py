@@ -18,7 +18,7 @@ from console.dev.log import Form, Log, form_for, rendered
 from console.dev.watch import changes, folders
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
-from workers.supervisor import check_target, load_app
+from workers.loading import check_target, load_app
 
 AT = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
