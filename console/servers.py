@@ -18,8 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -56,6 +57,33 @@ def _die_with_parent() -> Callable[[], None] | None:
         return None
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(1, int(signal.SIGKILL)) and None
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait until the end of this block: a handler that raises between a fork and the assignment of what it
+    made would leave a process that nobody knows.
+
+    >>> with uninterrupted():
+    ...     process = subprocess.Popen(["postgres"])
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Handlers run in the main thread alone.
+        yield
+        return
+    came: list[int] = []
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+                signal.signal(number, lambda number, frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for again in came:
+            signal.raise_signal(again)
 
 
 def free_port() -> int:
@@ -112,7 +140,7 @@ class Server:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.prepare()
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, uninterrupted():
             self.process = subprocess.Popen(
                 self.command(),
                 stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 from console.dev.log import Form, Log
+from console.servers import uninterrupted
 from outbox.settings import Settings
 from workers.backoff import Backoff
 from workers.service import SUPERVISED
@@ -36,15 +37,16 @@ class Child:
 
     def start(self) -> None:
         """Start it, again if it ended."""
-        self.process = subprocess.Popen(
-            # -P: a user's workers.py in the working directory must not hide our packages.
-            [sys.executable, "-P", "-m", *self._command],
-            env=self._variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with uninterrupted():
+            self.process = subprocess.Popen(
+                # -P: a user's workers.py in the working directory must not hide our packages.
+                [sys.executable, "-P", "-m", *self._command],
+                env=self._variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         assert self.process.stdout is not None
         self._reading = self._log.take(self.name, self.process.stdout)
 

@@ -1,16 +1,19 @@
-"""Servers from wheels start wherever the wheels are installed."""
+"""Servers from wheels start wherever the wheels are installed, and none is forgotten."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from console.servers import Postgres
+from console import servers
+from console.servers import Postgres, Redis
 
 
 @pytest.fixture
@@ -35,3 +38,29 @@ def test_postgres_starts_from_a_folder_that_other_users_cannot_enter(folder: Pat
         psycopg.connect(server.url()) as connection,
     ):
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_signal_that_comes_while_a_server_is_forked_interrupts_when_the_server_is_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us, dies_with_parent = os.getpid(), servers._die_with_parent
+
+    def interrupting() -> Callable[[], None]:
+        hook = dies_with_parent()
+
+        def in_the_child() -> None:
+            if hook is not None:
+                hook()
+            os.kill(us, signal.SIGINT)
+
+        return in_the_child
+
+    monkeypatch.setattr(servers, "_die_with_parent", interrupting)
+    server = Redis(folder / "redis")
+    with pytest.raises(KeyboardInterrupt), server:
+        raise AssertionError("it was not interrupted")
+    try:
+        assert server.process is not None
+        server.await_ready()
+    finally:
+        server.stop()
