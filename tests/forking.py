@@ -236,6 +236,9 @@ def _run(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _die_with_parent()
+    # As on a terminal, whatever these tests were started by: nohup, or a shell's background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
