@@ -1,4 +1,4 @@
-"""Leases: showing that this worker lives, noticing what it lost, and taking over what a dead worker left."""
+"""Leases: keeping what this worker holds, taking over what a dead one left, and handing back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Script, Servers, Unreachable, by_server, command, exchange
 from workers.once import Mark
+from workers.renewal import CHUNK, Renewal
 
 T = TypeVar("T")
 
-CHUNK = 500
 FORGET_AFTER = 60.0
 """Seconds after which an idle consumer without pending entries is removed."""
 
@@ -53,54 +53,18 @@ class Leases:
         self._lease = lease
         self._heartbeat = heartbeat
         self._log = log
-        self._renew = Script(servers, "renew")
         self._leave = Script(servers, "leave")
-        self._trimmed: dict[Source, set[bytes]] = {}
+        self.entries = Renewal(sources, servers, name=name, heartbeat=heartbeat, log=log)
         self._loop = asyncio.get_running_loop()
 
     # Heartbeat
-
-    async def keep_entries(self) -> None:
-        """Renew the leases of stream entries until cancelled."""
-        while True:
-            await asyncio.sleep(self._heartbeat)
-            for source in self._sources:
-                if not source.inflight:
-                    continue
-                try:
-                    await self._renew_entries(source)
-                except Unreachable as error:
-                    self._log.warning("lease.not_renewed", stream=source.key, error=type(error).__name__)
-
-    async def _renew_entries(self, source: Source) -> None:
-        held = [entry_id for entry_id, job in source.inflight.items() if job.lease is not None]
-        if held:
-            await command(self._servers.at(source.key), "XACK", source.key, source.lane.name, *held)
-            for entry_id in held:
-                if (job := source.inflight.pop(entry_id, None)) is not None:
-                    job.source = None
-        ids = list(source.inflight)
-        for start in range(0, len(ids), CHUNK):
-            try:
-                lost, trimmed = await self._renew(source.key, source.lane.name, self._name, *ids[start : start + CHUNK])
-            except ResponseError as error:
-                if "NOGROUP" in str(error):
-                    return
-                raise
-            for entry_id in lost:
-                job = source.inflight.get(entry_id)
-                if job is not None and not job.closed:
-                    source.lane.lose(job)
-            if trimmed:
-                # Not here: while PostgreSQL is away leases in Redis must be renewed.
-                self._trimmed.setdefault(source, set()).update(trimmed)
 
     async def keep_retries(self) -> None:
         """Renew the leases of claimed retries until cancelled."""
         while True:
             await asyncio.sleep(self._heartbeat)
-            while self._trimmed:
-                await self._hold(*self._trimmed.popitem())
+            while self.entries.trimmed:
+                await self._hold(*self.entries.trimmed.popitem())
             leased = [job for lane in self._lanes.values() for job in lane.active.values() if job.lease]
             if marked := [job for job in leased if isinstance(job.lease, Mark)]:
                 await self._database.fetch("renew_once", keys(marked) | beginnings(marked) | {"term": self._lease})

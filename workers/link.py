@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import redis.asyncio
 import structlog
 from redis.crc import key_slot
-from redis.exceptions import ConnectionError, RedisError, ResponseError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
 
 from outbox.address import Kind, parse
 from outbox.redis import LEAVING, UNKNOWN, close_asyncio, cluster_map, connect_asyncio, connect_node
@@ -179,7 +180,24 @@ class Script:
     def __init__(self, servers: Servers, name: str) -> None:
         self._servers = servers
         self._text = lua(name)
+        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    def words(self, key: str, *arguments: str | bytes | int) -> tuple[str | bytes | int, ...]:
+        """A call as a command, for `exchange`."""
+        return ("EVALSHA", self._sha, 1, key, *arguments)
 
     async def __call__(self, key: str, *arguments: str | bytes | int) -> Any:
-        script = self._servers.at(key).register_script(self._text)
-        return await script(keys=[key], args=list(arguments))
+        [reply] = await self.exchange(self._servers.at(key), [self.words(key, *arguments)])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def exchange(self, client: Redis, commands: list[tuple[str | bytes | int, ...]]) -> list[Any]:
+        """Like the function `exchange`, for calls of this script and commands besides."""
+        replies = await exchange(client, commands)
+        unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await exchange(client, [("SCRIPT", "LOAD", self._text), *(commands[number] for number in unknown)])
+            for number, reply in zip(unknown, again[1:], strict=True):
+                replies[number] = reply
+        return replies

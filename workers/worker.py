@@ -179,7 +179,7 @@ class Worker:
         self._serve(self._recorder.record())
         self._serve(self._recorder.acknowledge())
         self._serve(self._servers.keep_located())
-        self._serve(self._leases.keep_entries())
+        self._serve(self._leases.entries.keep())
         self._serve(self._leases.keep_retries())
         self._watchdog.start()
         if self._max_events is not None:

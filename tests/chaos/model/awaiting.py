@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -59,17 +61,6 @@ class Client:
     def pipeline(self, transaction: bool) -> Pipeline:
         return Pipeline(self)
 
-    def register_script(self, text: str) -> Callable[..., Any]:
-        async def run(keys: list[str], args: list[Any]) -> Any:
-            name, consumer, *ids = args
-            if text == queries.lua("renew"):
-                return await self.ask(lambda server: server.renew(keys[0], name, consumer, *ids))
-            assert text == queries.lua("leave")
-            who = consumer.decode() if isinstance(consumer, bytes) else consumer
-            return await self.ask(lambda server: server.leave(keys[0], name, who))
-
-        return run
-
 
 class Pipeline:
     """Commands that are sent together."""
@@ -108,6 +99,10 @@ async def exchange(client: Client, commands: list[tuple[Any, ...]]) -> list[Any]
 def reply(server: Redis, words: tuple[Any, ...]) -> Any:
     """The server's reply to a command in its own words."""
     match words:
+        case ("EVALSHA", sha, 1, key, name, consumer, *ids) if sha == _sha("renew"):
+            return server.renew(key, name, consumer, *ids)
+        case ("EVALSHA", sha, 1, key, name, consumer) if sha == _sha("leave"):
+            return server.leave(key, name, consumer.decode() if isinstance(consumer, bytes) else consumer)
         case ("XREADGROUP", "GROUP", name, consumer, "COUNT", count, "STREAMS", key, ">"):
             found = server.read_group(key, name, consumer, count)
             return [[key.encode(), found]] if found else None
@@ -126,3 +121,8 @@ def reply(server: Redis, words: tuple[Any, ...]) -> Any:
         case ("XRANGE", key, first, last) if first == last:
             return server.entry(key, first)
     raise LookupError(f"the simulated Redis does not know {words}")
+
+
+@cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(queries.lua(script).encode()).hexdigest()

@@ -264,4 +264,5 @@ def replacements() -> Mapping[str, Any]:
         "workers.link.connect": lambda url: Servers(),
         "workers.consumer.exchange": exchange,
         "workers.lease.exchange": exchange,
+        "workers.link.exchange": exchange,
     }

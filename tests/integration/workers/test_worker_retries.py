@@ -339,7 +339,7 @@ def test_an_entry_that_is_gone_is_not_lost(outbox: Any, work: Any, until: Any) -
         await started.wait()
         outbox.redis.flushall()
         renewed = worker._sources[1]
-        await worker._leases._renew_entries(renewed)
+        await worker._leases.entries._renew(worker._servers.at(renewed.key), [renewed])
         go.set()
         await until(lambda: outbox.count("done") == 1)
 
