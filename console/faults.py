@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outbox.errors import OutboxError
+from outbox.errors import ConfigurationError, OutboxError, PayloadError
 
 
 def explained(error: BaseException) -> str | None:
@@ -19,16 +19,15 @@ def explained(error: BaseException) -> str | None:
 
 
 def from_input(error: BaseException) -> bool:
-    """Whether what was typed is wrong, whatever the servers are like.
+    """Whether what was given is wrong: arguments, settings, the application.
 
-    >>> from_input(SettingError("unknown log level"))
+    >>> from_input(ConfigurationError("unknown log level"))
     True
     """
     import psycopg
 
-    from console.options import SettingError
-
-    return isinstance(getattr(error, "orig", None) or error, SettingError | psycopg.DataError)
+    wrong = ConfigurationError | PayloadError | psycopg.DataError
+    return isinstance(getattr(error, "orig", None) or error, wrong)
 
 
 def _postgres(error: BaseException) -> str | None:

@@ -67,14 +67,10 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 _FORMATS = ("auto", "console", "logfmt", "json")
 
 
-class SettingError(ConfigurationError):
-    """A flag, a variable or a line of `.env` that cannot be used: wrong usage, whatever the servers say."""
-
-
 def settings(**flags: Any) -> Settings:
     """Settings from the environment, overridden by the flags that were given.
 
-    Raises `SettingError` for a value that cannot be used.
+    Raises `ConfigurationError` for a value that cannot be used.
     """
     _tell_writers(flags.get("schema_name"))
     from pydantic import ValidationError
@@ -86,16 +82,14 @@ def settings(**flags: Any) -> Settings:
         found = load(**flags)
         for url in filter(None, (found.database_url, found.relay_database_url)):
             checked(url.get_secret_value())
-    except ConfigurationError as error:
-        raise SettingError(str(error)) from None
     except ValidationError as error:
         # The values are left out: one of them may be a URL with its password.
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise SettingError(f"wrong setting: {wrong}") from None
+        raise ConfigurationError(f"wrong setting: {wrong}") from None
     if found.log_level.lower() not in _LEVELS:
-        raise SettingError(f"unknown log level {found.log_level!r}: use one of {', '.join(_LEVELS)}")
+        raise ConfigurationError(f"unknown log level {found.log_level!r}: use one of {', '.join(_LEVELS)}")
     if found.log_format not in _FORMATS:
-        raise SettingError(f"unknown log format {found.log_format!r}: use one of {', '.join(_FORMATS)}")
+        raise ConfigurationError(f"unknown log format {found.log_format!r}: use one of {', '.join(_FORMATS)}")
     return found
 
 

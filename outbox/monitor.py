@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 from prometheus_client import CollectorRegistry, MetricsHandler
 
-from outbox.errors import ConfigurationError
+from outbox.errors import UnusableError
 from outbox.health import Check, Findings
 
 PATIENCE = 10.0
@@ -71,7 +71,7 @@ def page(findings: Findings) -> tuple[int, str]:
 def served(host: str, port: int, registry: CollectorRegistry, *, live: Check, ready: Check) -> Iterator[int]:
     """Serve the pages while the context lasts; gives the port, which for 0 is a free one. It is logged.
 
-    Raises `ConfigurationError` when the address cannot be had.
+    Raises `UnusableError` when the address cannot be had.
 
     >>> with served("127.0.0.1", 9100, registry, live=pulse.findings, ready=servers.findings):
     ...     relay.run()
@@ -84,7 +84,7 @@ def served(host: str, port: int, registry: CollectorRegistry, *, live: Check, re
         kind = type("Server", (_Server,), {"address_family": family})
         server = kind(address, pages)
     except (OSError, OverflowError) as error:
-        raise ConfigurationError(
+        raise UnusableError(
             f"cannot serve metrics on {host} port {port}: {error}; choose another --metrics-host or --metrics-port"
         ) from None
     with server:

@@ -93,13 +93,13 @@ def _servers() -> ModuleType:
 @contextmanager
 def _installed(fixture: str) -> Iterator[None]:
     """A sentence instead of a traceback where a part is not installed."""
-    from outbox.errors import ConfigurationError
+    from outbox.errors import ConfigurationError, UnusableError
 
     try:
         yield
     except ModuleNotFoundError as error:
         advice = f"{error.name} is not installed: pip install 'transactional-outbox[daemon,embedded]'"
-    except ConfigurationError as error:
+    except (ConfigurationError, UnusableError) as error:
         advice = str(error)
     else:
         return

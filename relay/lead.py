@@ -11,7 +11,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from outbox.errors import ConfigurationError, LeadershipLostError, SchemaError
+from outbox.errors import LeadershipLostError, SchemaError, UnusableError
 from outbox.migrations.script import latest
 from outbox.names import lock_id
 
@@ -49,7 +49,7 @@ _PLANS = {
 def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection:
     """A direct connection to the primary, with the session settings a relay needs.
 
-    Raises `ConfigurationError` on a standby server, `SchemaError` without our tables, `psycopg.OperationalError` when
+    Raises `UnusableError` on a standby server, `SchemaError` without our tables, `psycopg.OperationalError` when
     the server cannot be reached.
     """
     connection = psycopg.connect(
@@ -73,7 +73,7 @@ def connect(url: str, schema: str, *, role: str = "relay") -> psycopg.Connection
             # Poolers tell clients the number of a server process of their own making.
             log.warning("relay.pooled", advice="set OUTBOX_RELAY_DATABASE_URL to the server: its session is the lead")
         if row[0]:
-            raise ConfigurationError(
+            raise UnusableError(
                 "this PostgreSQL server is a standby and cannot be written; "
                 "point OUTBOX_RELAY_DATABASE_URL at the primary"
             )

@@ -18,7 +18,7 @@ from relay.service import Relay
 
 
 def serve(relay: Relay, settings: Settings, port: int) -> AbstractContextManager[int]:
-    """Serve the relay's pages while the context lasts; gives the port. Raises `ConfigurationError`.
+    """Serve the relay's pages while the context lasts; gives the port. Raises `UnusableError`.
 
     >>> with serve(relay, settings, 9100):
     ...     relay.run()

@@ -13,7 +13,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from outbox.errors import ConfigurationError
+from outbox.errors import UnusableError
 from outbox.position import END
 from relay import lead, scripts
 
@@ -42,7 +42,7 @@ def perform(connection: psycopg.Connection, schema: str, restored: Restored) -> 
     """Rebase the log in one transaction; how many events are unfinished. The caller holds the leader's lock.
 
     Afterwards every handler is detached and fed with the unfinished events; their deliveries keep what is done from
-    running again. Raises `ConfigurationError` for a role that may not change events.
+    running again. Raises `UnusableError` for a role that may not change events.
     """
     log.warning(
         "relay.restored", former=restored.former, current=restored.current, counter_behind=restored.counter_behind
@@ -51,7 +51,7 @@ def perform(connection: psycopg.Connection, schema: str, restored: Restored) -> 
         with connection.transaction():
             events = _rebase(connection, schema)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise ConfigurationError(
+        raise UnusableError(
             "this database was restored from another server, and its log must be rebased, which needs the right to"
             " change events: run `outbox upkeep` once as the schema's owner"
         ) from error
@@ -61,11 +61,11 @@ def perform(connection: psycopg.Connection, schema: str, restored: Restored) -> 
 
 def rebase_if_restored(connection: psycopg.Connection, schema: str, *, dry_run: bool = False) -> int | None:
     """Rebase the log by hand, before a relay leads; how many events are unfinished (0 for a dry run), None if there was
-    no need. Raises `ConfigurationError` when a relay leads already."""
+    no need. Raises `UnusableError` when a relay leads already."""
     if check(connection, schema) is None:
         return None
     if not lead.try_to_lead(connection, schema):
-        raise ConfigurationError("this database was restored, and a relay leads: stop it, then run this again")
+        raise UnusableError("this database was restored, and a relay leads: stop it, then run this again")
     try:
         restored = check(connection, schema)
         return None if restored is None else 0 if dry_run else perform(connection, schema, restored)

@@ -75,7 +75,7 @@ class Relay:
     def run(self) -> None:
         """Wait for the lead, lead, and start over when it is lost; until stopped.
 
-        Raises `ConfigurationError` for what waiting does not mend: a standby server, no schema, a foreign prefix.
+        Raises `UnusableError` for a standby server, `SchemaError` without our tables, `PrefixTakenError`.
         """
         log.info(
             "relay.started", database=redacted(self._url), redis=str(parse(self._settings.redis_url.get_secret_value()))

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from outbox.errors import OutboxError
+from outbox.errors import ConfigurationError, OutboxError
 
 LONGEST_DELAY = 10 * 365 * 24 * 3600.0
 """Seconds. A moment that PostgreSQL cannot hold would stop every outcome of the worker, so delays end long before."""
@@ -65,7 +65,7 @@ class Reject(OutboxError):
         self.reason = reason
 
 
-class HandlerError(OutboxError, TypeError):
+class HandlerError(ConfigurationError, TypeError):
     """A function that cannot be a handler as it is declared. Raised where it is decorated."""
 
 

@@ -37,7 +37,7 @@ class Pages:
         return self._servers.findings() | {"worker": state}
 
     def serve(self, host: str, port: int) -> AbstractContextManager[int]:
-        """Serve them while the context lasts; gives the port. Raises `ConfigurationError`."""
+        """Serve them while the context lasts; gives the port. Raises `UnusableError`."""
         return served(host, port, self.registry, live=self.live, ready=self.ready)
 
 

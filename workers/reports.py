@@ -100,7 +100,7 @@ class Reports:
         return None
 
     def serve(self, host: str, port: int) -> AbstractContextManager[int]:
-        """Serve the pages of all while the context lasts; gives the port. Raises `ConfigurationError`."""
+        """Serve the pages of all while the context lasts; gives the port. Raises `UnusableError`."""
         registry = CollectorRegistry()
         registry.register(self)
         return served(host, port, registry, live=self.live, ready=self.ready)

@@ -38,7 +38,11 @@ SUPERVISED = "OUTBOX_SUPERVISED"
 REPORTS_TO = "OUTBOX_REPORTS_TO"
 """The descriptor of a child's pipe to a supervisor that serves metrics."""
 
-USAGE_ERROR = 2
+MISCONFIGURED = 2
+"""Exit status of a worker whose settings or application are wrong: it would end the same way again."""
+
+REFUSED = 76
+"""Exit status of a worker that a server's state keeps from working, between it and its supervisor."""
 
 RETIRED = 75
 """Exit status of a worker that has handled as many events as it was to, and is to be replaced."""
@@ -53,8 +57,9 @@ def serve(
     max_events: int | None = None,
     total_concurrency: int | None = None,
 ) -> int:
-    """Run one worker in this process until it is told to stop, or has handled `max_events`: then the exit status is
-    `RETIRED`."""
+    """Run one worker in this process until it is told to stop, and return the exit status: 0; `RETIRED` when it has
+    handled `max_events`; `MISCONFIGURED` or `REFUSED` when it cannot work. Raises `ConfigurationError` before it began.
+    """
     # A process that only starts others does without.
     from outbox.schema import SCHEMA
     from workers.worker import DEFAULT_CONCURRENCY, Worker
@@ -133,11 +138,15 @@ async def _until_signalled(worker: Worker, grace: float) -> int:
     except OutboxError as error:
         structlog.get_logger().error("worker.refused", reason=str(error))
         await worker.stop()
-        return USAGE_ERROR
+        return _status_of(error)
     status = RETIRED if worker.retired and not received else 0
     # All is recorded or handed back. The loop's own end waits for coroutines that swallow their cancellation.
     _end_after(LEFTOVERS, status)
     return status
+
+
+def _status_of(error: OutboxError) -> int:
+    return MISCONFIGURED if isinstance(error, ConfigurationError) else REFUSED
 
 
 def _watch_supervisor(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
@@ -182,4 +191,4 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except OutboxError as error:
         structlog.get_logger().error("worker.refused", reason=str(error))
-        return USAGE_ERROR
+        return _status_of(error)

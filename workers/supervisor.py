@@ -16,7 +16,7 @@ from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from workers.backoff import Backoff
 from workers.loading import load_app
-from workers.service import DEADLINE, GRACE, REPORTS_TO, RETIRED, SUPERVISED, USAGE_ERROR, serve
+from workers.service import DEADLINE, GRACE, MISCONFIGURED, REFUSED, REPORTS_TO, RETIRED, SUPERVISED, serve
 
 if TYPE_CHECKING:
     from workers.reports import Reports
@@ -35,7 +35,9 @@ def run(
     max_events: int | None = None,
     total_concurrency: int | None = None,
 ) -> int:
-    """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status.
+    """Run workers for the app `target` (`module:name`) until SIGTERM or SIGINT, and return the exit status: 0 when all
+    ended well, `MISCONFIGURED` when settings or application are wrong, else 1. Raises `ConfigurationError` for what is
+    seen to be wrong before anything is started.
 
     With one process it is this one; with more, each is a child that is started again when it crashes. `concurrency` is
     per process and handler, `total_concurrency` per process (None for the defaults); `grace` is how many seconds runs
@@ -51,7 +53,8 @@ def run(
         raise ConfigurationError("max_events must be at least 1")
     app = load_app(target)
     if processes == 1 and max_events is None:
-        return serve(app, settings, concurrency=concurrency, grace=grace, total_concurrency=total_concurrency)
+        status = serve(app, settings, concurrency=concurrency, grace=grace, total_concurrency=total_concurrency)
+        return 1 if status == REFUSED else status
     return Supervisor(
         target,
         settings,
@@ -98,9 +101,9 @@ class Supervisor:
         self._reports: Reports | None = None
 
     def run(self) -> int:
-        """Serve until signalled; 0 if every child ended well, else 1.
+        """Serve until signalled; 0 if every child ended well, `MISCONFIGURED` if one is, else 1.
 
-        Raises `ConfigurationError` for a port that cannot be had.
+        Raises `UnusableError` for a port that cannot be had.
         """
         if self._settings.metrics_port is None:
             return self._run()
@@ -133,7 +136,7 @@ class Supervisor:
             status = child.status()
             if status is None:
                 continue
-            if status == USAGE_ERROR:
+            if status in (MISCONFIGURED, REFUSED):
                 return False
             if status == RETIRED:
                 self._log.info("worker.replaced", pid=child.process.pid)
@@ -168,8 +171,8 @@ class Supervisor:
                     child.kill()
             time.sleep(0.02)
         statuses = [child.status() for child in self._children.values()]
-        if USAGE_ERROR in statuses:
-            return USAGE_ERROR
+        if MISCONFIGURED in statuses:
+            return MISCONFIGURED
         return (
             0
             if all(

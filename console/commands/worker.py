@@ -65,7 +65,6 @@ def worker(
 
     find_modules_here()
     telemetry.configure(settings.log_level, settings.log_format)
-    # Its status 2 means "refused to run", between its processes; here 2 is wrong usage.
     status = supervisor.run(
         target,
         settings,
@@ -74,7 +73,7 @@ def worker(
         max_events=max_events,
         total_concurrency=total_concurrency,
     )
-    raise typer.Exit(1 if status else 0)
+    raise typer.Exit(status)
 
 
 def check_form(target: str) -> None:

@@ -27,7 +27,7 @@ def run(keep: bool = False, requests: int = 1000, seed: int | None = None) -> in
     """Perform the demo and return the exit status: 0 if the books agree, 1 if they do not, 130 when it was interrupted.
 
     `keep` leaves everything up until Ctrl-C and prints the addresses. The same `seed` makes the same requests. Raises
-    `ConfigurationError` when the shop or a server is not installed, or for too few requests.
+    `UnusableError` when the shop or a server is not installed, `ConfigurationError` for too few requests.
 
     >>> run(requests=200, seed=1)
     0

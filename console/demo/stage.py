@@ -20,20 +20,20 @@ import httpx
 import console
 from console.servers import Postgres, Redis, Server, free_port
 from outbox import migrations
-from outbox.errors import ConfigurationError
+from outbox.errors import UnusableError
 from outbox.settings import Settings
 
 
 def examples_folder() -> Path:
     """The folder that holds the package `shop`: the checkout's `examples`, or the copy inside an installed package.
 
-    Raises `ConfigurationError` when there is neither.
+    Raises `UnusableError` when there is neither.
     """
     package = Path(console.__file__).parent
     for folder in (package / "examples", package.parent / "examples"):
         if (folder / "shop" / "tasks.py").exists():
             return folder
-    raise ConfigurationError("the demo's shop is missing: run `make demo` in a checkout, or reinstall the package")
+    raise UnusableError("the demo's shop is missing: run `make demo` in a checkout, or reinstall the package")
 
 
 class Program(Server):

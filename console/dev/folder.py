@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from console.servers import free_port
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import OutboxError, UnusableError
 
 NAME = ".outbox"
 
@@ -28,7 +28,7 @@ class RunsAlreadyError(OutboxError):
 class Folder:
     """`.outbox` below a working directory, held by one process at a time inside the `with` block.
 
-    Entering raises `RunsAlreadyError`, or `ConfigurationError` when the folder cannot be written.
+    Entering raises `RunsAlreadyError`, or `UnusableError` when the folder cannot be written.
 
     >>> with Folder(Path.cwd()) as folder:
     ...     folder.postgres
@@ -48,7 +48,7 @@ class Folder:
             (self.path / ".gitignore").write_text("*\n")
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be used: {error.strerror}") from None
+            raise UnusableError(f"{self.path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,7 +80,7 @@ class Folder:
         for place in (self.postgres, self.valkey):
             shutil.rmtree(place, ignore_errors=True)
             if place.exists():
-                raise ConfigurationError(f"{place} cannot be deleted: remove it by hand")
+                raise UnusableError(f"{place} cannot be deleted: remove it by hand")
 
     def port(self, wanted: int | None = None) -> int:
         """Valkey's port: the one that is wanted, else that of the last run, else a free one; remembered."""
@@ -106,23 +106,23 @@ class Folder:
         return Path(tempfile.gettempdir()) / f"outbox-{os.geteuid()}-{name}"
 
     def prepare_sockets(self) -> None:
-        """Make the folder of the socket. Raises `ConfigurationError` if it is somebody else's."""
+        """Make the folder of the socket. Raises `UnusableError` if it is somebody else's."""
         sockets = self.sockets
         if sockets.is_relative_to(self.path):
             return
         sockets.mkdir(mode=0o700 if os.geteuid() else 0o711, exist_ok=True)
         if os.geteuid() and sockets.stat().st_uid != os.geteuid():
-            raise ConfigurationError(f"{sockets} belongs to somebody else: set TMPDIR to a folder of your own")
+            raise UnusableError(f"{sockets} belongs to somebody else: set TMPDIR to a folder of your own")
 
 
 def refuse_taken(port: int) -> None:
-    """Raise `ConfigurationError` if something listens on this loopback port."""
+    """Raise `UnusableError` if something listens on this loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ConfigurationError(
+            raise UnusableError(
                 f"port {port}, where Valkey is to listen, cannot be had ({error.strerror}): end the program that uses "
                 f"it, or choose another port with --port"
             ) from None

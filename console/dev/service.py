@@ -22,6 +22,7 @@ from console.servers import Postgres, Redis, Server, ServerError
 from outbox import migrations
 from outbox.address import parse
 from outbox.database import redacted
+from workers.service import MISCONFIGURED
 
 LINGERING = 10.0
 """Seconds that what is left of a killed PostgreSQL may take to be gone."""
@@ -68,7 +69,8 @@ class Development:
         log.lost = self._reader_is_gone
 
     def run(self) -> int:
-        """Serve until signalled, and return the exit status: 0, or 1 when something ended by itself.
+        """Serve until signalled, and return the exit status: 0, 1 when something ended by itself, or 2
+        when that was a worker whose application is wrong.
 
         Raises what kept the servers from starting.
         """
@@ -160,7 +162,7 @@ class Development:
                 return 1
             if (status := self._worker.tend()) is not None:
                 self._log.say(f"the worker was ended by {child.ended_by(status)}", "error")
-                return 1
+                return status if status == MISCONFIGURED else 1
         return 0
 
     def _changed(self, files: set[Path]) -> None:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from outbox.database import connect
-from outbox.errors import ConfigurationError, SchemaError
+from outbox.errors import SchemaError, UnusableError
 from outbox.migrations.script import Script, scripts, text
 from outbox.names import check_schema, lock_id
 
@@ -21,12 +21,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def check_server(version: int, in_recovery: bool) -> None:
-    """Raise `ConfigurationError` unless a server of this `server_version_num` can be migrated."""
+    """Raise `UnusableError` unless a server of this `server_version_num` can be migrated."""
     if version < OLDEST_POSTGRESQL * 10_000:
         found = f"{version // 10_000}.{version % 10_000}"
-        raise ConfigurationError(f"PostgreSQL {OLDEST_POSTGRESQL} or newer is needed, this server is {found}")
+        raise UnusableError(f"PostgreSQL {OLDEST_POSTGRESQL} or newer is needed, this server is {found}")
     if in_recovery:
-        raise ConfigurationError("this PostgreSQL server is a read-only standby; give the address of the primary")
+        raise UnusableError("this PostgreSQL server is a read-only standby; give the address of the primary")
 
 
 def apply(
@@ -42,7 +42,7 @@ def apply(
     removes the trigger that wakes the relay, for applications that use two-phase commit (PostgreSQL refuses to prepare
     a transaction that notified). `progress` is told what happens, a line at a time.
 
-    Raises `ConfigurationError` for a server that is too old or a standby, `UnreachableError` when there is none, and
+    Raises `UnusableError` for a server that is too old or a standby, `UnreachableError` when there is none, and
     `SchemaError` when a migration fails; nothing of that migration is left then.
 
     >>> apply("postgresql://owner@db/shop")

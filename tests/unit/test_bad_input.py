@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,9 +13,12 @@ from typer.core import TyperCommand
 
 from console import main
 from console.faults import explained, from_input
-from console.options import SettingError
 from console.program import app
-from outbox.errors import ConfigurationError
+from outbox import telemetry
+from outbox.errors import ConfigurationError, PayloadError, SchemaError, UnusableError
+from outbox.settings import Settings
+from workers import supervisor
+from workers.service import MISCONFIGURED, REFUSED
 
 COMMANDS: dict[str, TyperCommand] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 ID = "0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55"
@@ -100,9 +105,74 @@ def test_a_database_that_is_away_is_one_line_that_says_where_and_status_1(
     assert "s3cret" not in out + err
 
 
-def test_what_postgresql_cannot_take_is_wrong_input_and_a_server_that_does_not_fit_is_not() -> None:
-    for wrong in (SettingError("unknown log level"), psycopg.DataError("bigint out of range")):
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "--database-url" in flags(name) and name != "dev"])
+def test_no_address_of_a_database_is_one_line_that_says_what_to_set_and_status_2(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OUTBOX_DATABASE_URL")
+    assert main.run([name, *NEEDED.get(name, [])]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "outbox: no database: set OUTBOX_DATABASE_URL (postgresql://user@host/name) or pass --database-url\n",
+    )
+
+
+HANDLER = "from workers import App\napp = App()\n@app.handler('e', name='a b')\nasync def h(): ...\n"
+"""No handler can have such a name."""
+
+
+NO_MODULES = {
+    "nowhere:app": "no module 'nowhere'",
+    "json.nowhere:app": "no module 'json.nowhere'",
+    "a-b:app": "'a-b:app' is no MODULE:APP",
+}
+NO_APPS = {"json:app": "json has no workers.App named 'app'", "odd_tasks:app": "'a b'"}
+"""What is in a module may change while `outbox dev` runs."""
+
+
+@pytest.mark.parametrize(
+    ("command", "target", "sentence"),
+    [
+        *((["worker"], *each) for each in (NO_MODULES | NO_APPS).items()),
+        *((["worker", "--processes", "3"], *each) for each in (NO_MODULES | NO_APPS).items()),
+        *((["dev"], *each) for each in NO_MODULES.items()),
+    ],
+)
+def test_a_target_that_is_no_application_is_one_sentence_and_status_2(
+    command: list[str],
+    target: str,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "odd_tasks", raising=False)
+    monkeypatch.setattr(telemetry, "configure", lambda *_: None)
+    (tmp_path / "odd_tasks.py").write_text(HANDLER)
+    assert main.run([*command, target]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), "Traceback" in err) == ("", 1, False)
+    assert sentence in err
+
+
+@pytest.mark.parametrize(("child", "status"), [(MISCONFIGURED, 2), (REFUSED, 1)])
+def test_several_processes_that_refuse_to_work_end_all_and_are_not_started_again(
+    child: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    start = supervisor.Child.start
+    monkeypatch.setattr(supervisor.Child, "start", lambda self: (begun.append(self.number), start(self)))
+    several = supervisor.Supervisor("tasks:app", Settings(), 3)
+    several._command = [sys.executable, "-S", "-c", f"raise SystemExit({child})"]
+    assert several.run() == status
+    assert begun == [0, 1, 2]
+
+
+def test_what_was_given_is_wrong_input_and_what_a_server_is_like_is_not() -> None:
+    for wrong in (ConfigurationError("unknown log level"), PayloadError("no name"), psycopg.DataError("out of range")):
         assert from_input(wrong)
         assert explained(wrong)
-    assert not from_input(ConfigurationError("this server is a standby"))
+    assert not from_input(UnusableError("this server is a standby"))
+    assert not from_input(SchemaError("run `outbox migrate`"))
     assert not from_input(psycopg.OperationalError("gone"))

@@ -16,7 +16,7 @@ from console.dev.child import ended_by
 from console.dev.folder import Folder, RunsAlreadyError
 from console.dev.log import Form, Log, form_for, rendered
 from console.dev.watch import changes, folders
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, UnusableError
 from outbox.settings import Settings
 from workers.loading import check_target, load_app
 
@@ -168,7 +168,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / ".outbox").write_text("a file")
-    with pytest.raises(ConfigurationError, match=r"\.outbox cannot be used"), Folder(tmp_path):
+    with pytest.raises(UnusableError, match=r"\.outbox cannot be used"), Folder(tmp_path):
         pass
 
 

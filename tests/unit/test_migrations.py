@@ -1,7 +1,7 @@
 import pytest
 
 from outbox.database import connect, redacted, unreachable
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, UnusableError
 from outbox.migrations.drift import Check, Difference, compare
 from outbox.migrations.migrate import check_server, printed
 from outbox.migrations.roles import roles_sql
@@ -10,9 +10,9 @@ from outbox.migrations.script import scripts
 
 def test_a_server_older_than_15_or_a_standby_is_refused_with_the_reason() -> None:
     check_server(150000, False)
-    with pytest.raises(ConfigurationError, match=r"PostgreSQL 15 or newer is needed, this server is 14\.9"):
+    with pytest.raises(UnusableError, match=r"PostgreSQL 15 or newer is needed, this server is 14\.9"):
         check_server(140009, False)
-    with pytest.raises(ConfigurationError, match="standby"):
+    with pytest.raises(UnusableError, match="standby"):
         check_server(180000, True)
 
 

@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from outbox import families
-from outbox.errors import ConfigurationError
+from outbox.errors import UnusableError
 from outbox.fresh import Fresh
 from outbox.health import STUCK_AFTER, Pulse, Servers
 from outbox.monitor import page, served
@@ -82,7 +82,7 @@ def test_a_client_that_says_nothing_holds_up_no_other(port: int) -> None:
 
 def test_a_port_that_is_taken_is_refused_with_advice(port: int) -> None:
     with (
-        pytest.raises(ConfigurationError, match=f"port {port}.*choose another"),
+        pytest.raises(UnusableError, match=f"port {port}.*choose another"),
         served("127.0.0.1", port, CollectorRegistry(), live=dict, ready=dict),
     ):
         pass

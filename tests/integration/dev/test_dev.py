@@ -128,7 +128,7 @@ def test_a_folder_with_a_long_and_odd_name_will_do_and_port_and_reload_dir_are_o
 def test_a_module_that_is_not_there_is_refused_as_by_the_worker(bare: Any) -> None:
     for target in ("nowhere:app", "tasks.nowhere:app"):
         refused = bare.run(target)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         name = target.partition(":")[0]
         assert refused.stderr == f"outbox: no module {name!r} on the import path or in {bare.folder}\n"
     assert not (bare.folder / ".outbox").exists()

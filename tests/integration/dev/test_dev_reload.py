@@ -94,5 +94,5 @@ def test_without_reload_nothing_starts_again_and_a_worker_that_cannot_start_ends
     assert desk.stop(process) == 0
     desk.write("app = None")
     process = desk.dev("--no-reload")
-    assert process.wait(timeout=60) == 1, desk.log
+    assert process.wait(timeout=60) == 2, desk.log
     assert "tasks has no workers.App named 'app'" in desk.log

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from console.servers import Postgres
 from outbox import migrations
-from outbox.errors import ConfigurationError, PrefixTakenError
+from outbox.errors import PrefixTakenError, UnusableError
 from outbox.settings import Settings
 from relay import lead, prefix, rebase
 
@@ -219,7 +219,7 @@ def test_a_relay_that_may_not_change_events_says_who_can_and_upkeep_by_the_owner
         parts = urlsplit(box.settings.libpq_url())
         url = urlunsplit(parts._replace(netloc=f"{role}@"))
         limited = box.settings.model_copy(update={"database_url": SecretStr(url)})
-        with pytest.raises(ConfigurationError, match="`outbox upkeep`"), run_relay(limited) as relay:
+        with pytest.raises(UnusableError, match="`outbox upkeep`"), run_relay(limited) as relay:
             wait_for(lambda: relay.error, "its end")
         result = programs.run(
             ["-m", "console.main", "upkeep", "-o", "json"],
