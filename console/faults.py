@@ -33,17 +33,13 @@ def from_input(error: BaseException) -> bool:
 def _postgres(error: BaseException) -> str | None:
     import psycopg
 
-    from outbox.database import missing
+    from outbox.database import refused
 
     if not isinstance(error, psycopg.Error):
         return None
+    if (line := refused(error)) is not None:
+        return line
     said = error.diag.message_primary or " ".join(str(error).split())
-    if isinstance(
-        error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.UndefinedColumn
-    ):
-        return missing(error)
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return f"PostgreSQL: {said}; `outbox migrate --roles-sql` prints what each role needs"
     if isinstance(error, psycopg.DataError):
         return f"PostgreSQL does not take a value that was given: {said}; correct it"
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:

@@ -30,6 +30,9 @@ class KnowsDatabase(Protocol):
     def libpq_url(self, *, direct: bool = False) -> str: ...
 
 
+ABSENT = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn)
+"""What PostgreSQL says of tables that are not there, or are those of another release."""
+
 Database = str | psycopg.Connection[Any] | KnowsDatabase
 """Where to look: a PostgreSQL URL, an open psycopg connection, or settings."""
 
@@ -115,8 +118,22 @@ def opened(database: Database, schema: str | None) -> Iterator[tuple[psycopg.Con
         else:
             with connect(database.libpq_url()) as connection:
                 yield connection, schema or database.schema_name
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn) as error:
+    except ABSENT as error:
         raise SchemaError(missing(error)) from error
+
+
+def refused(error: BaseException) -> str | None:
+    """What somebody has to mend in PostgreSQL before this can go on, in one line; None for any other error.
+
+    >>> refused(SchemaError("the outbox in schema 'outbox' is older: run `outbox migrate`"))
+    "the outbox in schema 'outbox' is older: run `outbox migrate`"
+    """
+    if isinstance(error, SchemaError):
+        return str(error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        said = error.diag.message_primary or " ".join(str(error).split())
+        return f"PostgreSQL: {said}; `outbox migrate --roles-sql` prints what each role needs"
+    return missing(error) if isinstance(error, ABSENT) else None
 
 
 def missing(error: psycopg.Error) -> str:

@@ -98,6 +98,8 @@ class Servers:
         except OutboxError as error:
             return {"postgresql": None, "schema": str(error)}
         except Exception as error:
+            if (line := database.refused(error)) is not None:
+                return {"postgresql": None, "schema": line}
             return {"postgresql": type(error).__name__, "schema": "not known"}
         older = row is None or row[0] < latest()
         return {"postgresql": None, "schema": "of an older release: run `outbox migrate`" if older else None}

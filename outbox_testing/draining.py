@@ -61,8 +61,8 @@ async def drain(app: App, settings: Settings, *, timeout: float = 30.0, retry_at
         timeout: seconds until it is given up.
         retry_at_once: retries do not wait for their backoff, `RetryLater` or `Snooze`.
 
-    Returns what came to its end meanwhile. Raises `DrainTimeoutError`, whose message names what is open, and whatever
-    makes a relay or worker refuse to run.
+    Returns what came to its end meanwhile. Raises `DrainTimeoutError`, whose message names what is open, and what a
+    relay or worker refuses to run for, or waits for somebody to mend.
 
     >>> drained = await drain(app, outbox_settings)
     >>> assert drained.done["send_email"] == 1 and not drained.dead
@@ -79,7 +79,7 @@ async def drain(app: App, settings: Settings, *, timeout: float = 30.0, retry_at
                 relaying = asyncio.get_running_loop().run_in_executor(thread, relay.run)
                 working = asyncio.create_task(worker.run())
                 try:
-                    await _until_settled(ledger, worker, {relaying, working}, retry_at_once)
+                    await _until_settled(ledger, relay, worker, {relaying, working}, retry_at_once)
                 finally:
                     started = worker.started
                     relay.stop()
@@ -108,11 +108,13 @@ def drain_sync(app: App, settings: Settings, *, timeout: float = 30.0, retry_at_
 
 
 async def _until_settled(
-    ledger: _Ledger, worker: Worker, services: set[asyncio.Future[Any]], retry_at_once: bool
+    ledger: _Ledger, relay: Relay, worker: Worker, services: set[asyncio.Future[Any]], retry_at_once: bool
 ) -> None:
     while not worker.started or await ledger.open(1):
         if retry_at_once and worker.started and await ledger.hasten():
             await worker.refresh()
+        if (why := worker.refused or relay.refused) is not None:
+            raise OutboxError(why)
         ended, _ = await asyncio.wait(services, timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
         for service in ended:
             service.result()

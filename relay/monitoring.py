@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 
 from outbox.families import counter, gauge, histogram
-from outbox.health import Findings, Servers
+from outbox.health import Check, Findings, Servers
 from outbox.monitor import served
 from outbox.settings import Settings
 from relay.installation import Installation
@@ -23,7 +23,6 @@ def serve(relay: Relay, settings: Settings, port: int) -> AbstractContextManager
     >>> with serve(relay, settings, 9100):
     ...     relay.run()
     """
-    servers = Servers(settings, direct=True)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(Own(relay.measures, relay.wakeups))
@@ -33,8 +32,14 @@ def serve(relay: Relay, settings: Settings, port: int) -> AbstractContextManager
         port,
         registry,
         live=relay.pulse.findings,
-        ready=lambda: servers.findings() | listening(relay.measures),
+        ready=readiness(relay, settings),
     )
+
+
+def readiness(relay: Relay, settings: Settings) -> Check:
+    """Whether servers and schema are there, and nothing keeps the relay from its work."""
+    servers = Servers(settings, direct=True)
+    return lambda: servers.findings() | {"relay": relay.refused} | listening(relay.measures)
 
 
 def listening(measures: Measures) -> Findings:

@@ -17,7 +17,7 @@ import structlog
 import tenacity
 
 from outbox.address import parse
-from outbox.database import redacted
+from outbox.database import redacted, refused
 from outbox.errors import LeadershipLostError
 from outbox.health import Pulse
 from outbox.redis import connect
@@ -61,6 +61,8 @@ class Relay:
         self.measures = Measures()
         self.pulse = Pulse()
         """Shows that its loop turns."""
+        self.refused: str | None = None
+        """What somebody has to mend in PostgreSQL before it can go on: the schema, or what its role may do."""
 
     @property
     def wakeups(self) -> Mapping[str, int]:
@@ -75,13 +77,14 @@ class Relay:
     def run(self) -> None:
         """Wait for the lead, lead, and start over when it is lost; until stopped.
 
-        Raises `UnusableError` for a standby server, `SchemaError` without our tables, `PrefixTakenError`.
+        What somebody has to mend in PostgreSQL is waited for (`refused`). Raises `UnusableError` for a standby server,
+        and `PrefixTakenError`.
         """
         log.info(
             "relay.started", database=redacted(self._url), redis=str(parse(self._settings.redis_url.get_secret_value()))
         )
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((psycopg.OperationalError, LeadershipLostError)),
+            retry=tenacity.retry_if_exception(_may_be_mended),
             wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.1),
             sleep=self._wait,
             before_sleep=self._report,
@@ -91,8 +94,8 @@ class Relay:
         try:
             while not self._stopping:
                 retrying.copy()(self._serve)
-        except (psycopg.OperationalError, LeadershipLostError):
-            if not self._stopping:
+        except Exception as error:
+            if not (self._stopping and _may_be_mended(error)):
                 raise
         finally:
             self._doorbell.close()
@@ -104,13 +107,20 @@ class Relay:
 
     def _report(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning("relay.interrupted", error=f"{type(error).__name__}: {error}")
+        assert error is not None
+        self.refused = refused(error)
+        if self.refused is None:
+            log.warning("relay.interrupted", error=f"{type(error).__name__}: {error}")
+        elif state.attempt_number & (state.attempt_number - 1) == 0:
+            # Ever more rarely: attempts 1, 2, 4, 8 and so on.
+            log.error("server.refuses", error=self.refused, attempt=state.attempt_number)
 
     def _serve(self) -> None:
         """One connection's life: stand by, then lead. Returns when stopped or after having led."""
         with lead.connect(self._url, self._schema) as connection:
             standing_by = False
             while not lead.try_to_lead(connection, self._schema):
+                self.refused = None
                 if not standing_by:
                     log.info("relay.standby")
                     standing_by = True
@@ -230,6 +240,7 @@ class Relay:
             sleep.forget_ended()
             began = time.monotonic()
             events = main.advance()
+            self.refused = None
             if sweep.refusal is not None:
                 raise sweep.refusal
             while not sweep.losses.empty():
@@ -303,6 +314,10 @@ class Relay:
                 pause=patience.pause,
             )
         )
+
+
+def _may_be_mended(error: BaseException) -> bool:
+    return isinstance(error, psycopg.OperationalError | LeadershipLostError) or refused(error) is not None
 
 
 def run(settings: Settings) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from outbox import database
 from workers.errors import RowRefusedError
 from workers.patience import until_back
 from workers.queries import sql
@@ -57,6 +58,8 @@ class Database:
         self._cursor: psycopg.AsyncCursor[Any]
         self._direct = False
         self._turn = asyncio.Lock()
+        self.refused: str | None = None
+        """What somebody has to mend before it takes what it was last asked for."""
 
     async def fetch(self, name: str, params: Mapping[str, Any]) -> list[Any]:
         """The rows of `sql/<name>.sql`. Waits for PostgreSQL however long; every statement must bear repetition."""
@@ -103,11 +106,13 @@ class Database:
             except BaseException as error:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
+                self.refused = database.refused(error)
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     await connection.close()
                 raise
         self._up.set()
+        self.refused = None
         return rows
 
     async def _run(self, statement: str, params: Mapping[str, Any]) -> list[Any]:

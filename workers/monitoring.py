@@ -33,7 +33,8 @@ class Pages:
 
     def ready(self) -> Findings:
         """Whether servers and schema are there, and it is at work."""
-        state = "stops" if self._worker.stopping else None if self._worker.started else "has not begun"
+        begun = None if self._worker.started else "has not begun"
+        state = "stops" if self._worker.stopping else self._worker.refused or begun
         return self._servers.findings() | {"worker": state}
 
     def serve(self, host: str, port: int) -> AbstractContextManager[int]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import psycopg
 
+from outbox.errors import SchemaError
 from workers.errors import RowRefusedError
 from workers.outcome import Dead, Outcome, Retry, Snoozed
 
@@ -50,6 +51,8 @@ def needs_a_person(error: BaseException) -> bool:
     """
     if isinstance(error, RowRefusedError):
         return not error.held
+    if isinstance(error, SchemaError):
+        return True
     return (getattr(error, "sqlstate", None) or "")[:2] in _OF_A_PERSON
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from outbox.errors import ConfigurationError, PrefixTakenError, SchemaError
+from outbox.errors import ConfigurationError, PrefixTakenError
 from outbox.migrations.script import latest
 from outbox.names import channel, owner_key
 from outbox.settings import Settings
@@ -13,14 +13,16 @@ from workers.handler import Handler
 from workers.link import Servers
 
 
-async def check_schema(database: Database, settings: Settings) -> None:
-    """Raise `SchemaError` when the database lacks our tables."""
+async def unfit(database: Database, settings: Settings) -> str | None:
+    """What is wrong with the schema and what to do; None when it will do."""
     rows = await database.query("SELECT to_regclass(%(table)s)", {"table": f"{settings.schema_name}.delivery"})
     if rows[0][0] is None:
-        raise SchemaError(f"the database has no schema {settings.schema_name!r} of ours: run `outbox migrate` first")
+        return f"the database has no schema {settings.schema_name!r} of ours: run `outbox migrate` first"
     rows = await database.query(f"SELECT coalesce(max(version), 0) FROM {settings.schema_name}.migration", {})
-    if rows[0][0] < latest():
-        raise SchemaError(f"the outbox in schema {settings.schema_name!r} is older: run `outbox migrate`")
+    older = rows[0][0] < latest()
+    return (
+        f"the outbox in schema {settings.schema_name!r} is of an older release: run `outbox migrate`" if older else None
+    )
 
 
 async def register(database: Database, handlers: list[Handler], schema: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import structlog
 
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, SchemaError
 from outbox.health import Pulse
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
@@ -102,6 +102,7 @@ class Worker:
         self._executions: list[Execution] = []
         self._lanes: dict[str, Lane] = {}
         self._databases: list[Database] = []
+        self._unfit: str | None = None
         self._lifespan = Lifespan(app, self._log)
         self._watchdog = Watchdog(self._log)
         self._stop = asyncio.Event()
@@ -123,9 +124,10 @@ class Worker:
         await self.stop()
 
     async def start(self) -> None:
-        """Connect, register the handlers and begin to work. Waits for both servers. Starting twice does nothing.
+        """Connect, register the handlers and begin to work. Starting twice does nothing.
 
-        Raises `SchemaError`, `ConfigurationError` or `PrefixTakenError`, and what the app's lifespan raises.
+        Waits for both servers, and for a schema and rights that will do (`refused`). Raises `ConfigurationError` or
+        `PrefixTakenError`, and what the app's lifespan raises.
         """
         if self._started:
             return
@@ -149,7 +151,11 @@ class Worker:
         for database in self._databases:
             # Now, before the handlers' own connections take all that the server has.
             await database.query("SELECT", {})
-        await registration.check_schema(control, self._settings)
+        async for attempt in until_back((SchemaError,)):
+            with attempt:
+                self._unfit = await registration.unfit(control, self._settings)
+                if self._unfit is not None:
+                    raise SchemaError(self._unfit)
         self._owner = await registration.owner(control, schema)
         await self._claim_prefix()
         self._resources = await self._enter_lifespan()
@@ -248,6 +254,11 @@ class Worker:
     def started(self) -> bool:
         """It registered and began to read."""
         return bool(self._tasks)
+
+    @property
+    def refused(self) -> str | None:
+        """What somebody has to mend in PostgreSQL before it can go on: the schema, or what its role may do."""
+        return next(filter(None, (self._unfit, *(each.refused for each in self._databases))), None)
 
     @property
     def stopping(self) -> bool:

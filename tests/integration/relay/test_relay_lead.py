@@ -11,7 +11,7 @@ import pytest
 from forking import Programs
 
 from outbox import migrations
-from outbox.errors import PrefixTakenError, SchemaError
+from outbox.errors import PrefixTakenError
 from outbox.settings import Settings
 from relay import Relay
 
@@ -121,20 +121,6 @@ def test_two_schemas_of_one_database_are_relayed_side_by_side_under_their_own_pr
         box.sql.execute("INSERT INTO other.event (name, payload) VALUES ('paid', '{}'); NOTIFY other")
         wait_for(lambda: box.redis.xlen("other:{paid}:send") == 1, "the other schema's event")
         assert box.entries("paid") == []
-
-
-def test_a_database_without_the_schema_is_refused(settings: Settings, empty_database_url: str) -> None:
-    with pytest.raises(SchemaError, match="run `outbox migrate`"):
-        Relay(changed(settings, database_url=empty_database_url)).run()
-
-
-def test_the_command_says_what_is_missing_and_fails(
-    settings: Settings, empty_database_url: str, start_relay: Callable[..., Any]
-) -> None:
-    refused = start_relay(changed(settings, database_url=empty_database_url))
-    assert refused.popen.wait(timeout=60) == 1
-    assert "run `outbox migrate`" in refused.output()
-    assert "Traceback" not in refused.output()
 
 
 def test_sigterm_ends_the_leader_cleanly_and_wakes_nobody_for_long(

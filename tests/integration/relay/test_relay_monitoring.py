@@ -154,7 +154,7 @@ def test_a_leader_is_ready_when_servers_answer_the_schema_fits_and_it_listens(
 ) -> None:
     with watched(relay.relay, settings) as port:
         wait_for(lambda: get(port, "/readyz")[0] == 200, "readiness")
-        assert get(port, "/readyz")[1] == "postgresql: ok\nschema: ok\nredis: ok\nlead: ok\nlisten: ok\n"
+        assert get(port, "/readyz")[1] == "postgresql: ok\nschema: ok\nredis: ok\nrelay: ok\nlead: ok\nlisten: ok\n"
         assert get(port, "/livez") == (200, "loop: ok\n")
 
 

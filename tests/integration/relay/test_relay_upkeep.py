@@ -10,7 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox.errors import SchemaError
 from outbox.position import END
 from outbox.settings import Settings
 from relay import lead, upkeep
@@ -400,11 +399,3 @@ def test_a_leading_relay_does_it_at_once(
         box.subscribe("send", event="paid")
         seqs = box.add("paid", 3)
         assert box.work_until("paid", "send", seqs) == seqs
-
-
-def test_a_schema_of_an_older_release_is_refused_with_the_advice_to_migrate(
-    log: Log, run_relay: Callable[..., Any], wait_for: Callable[..., Any]
-) -> None:
-    log.sql.execute("DELETE FROM outbox.migration WHERE version > 1")
-    with pytest.raises(SchemaError, match="`outbox migrate`"), run_relay() as relay:
-        wait_for(lambda: relay.error, "its end")

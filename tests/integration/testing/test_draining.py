@@ -173,3 +173,11 @@ def test_handlers_share_the_tests_event_loop(outbox_settings: Settings, add: Add
         assert loops == [asyncio.get_running_loop()]
 
     asyncio.run(main())
+
+
+def test_what_somebody_must_mend_is_raised_at_once(outbox_settings: Settings, db: Db, add: Add, finish: Any) -> None:
+    add("ordered", n=1)
+    db.execute("UPDATE outbox.migration SET version = -version WHERE version > 1")
+    with pytest.raises(outbox.OutboxError, match="run `outbox migrate`") as raised:
+        finish(drain, drain_sync)(shop(), outbox_settings)
+    assert not isinstance(raised.value, DrainTimeoutError)

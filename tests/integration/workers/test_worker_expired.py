@@ -9,7 +9,6 @@ import pytest
 
 import workers
 from outbox.entry import to_microseconds
-from outbox.errors import SchemaError
 
 pytestmark = pytest.mark.oldest
 
@@ -82,18 +81,3 @@ def test_its_dead_letter_can_be_replayed_and_a_further_redelivery_changes_nothin
     work(app, scenario)
     assert seen == [1]
     assert outbox.one("SELECT count(*) FROM outbox.dead_letter") == 0
-
-
-def test_a_schema_of_an_older_release_is_refused_with_the_advice_to_migrate(outbox: Any, work: Any) -> None:
-    app = workers.App()
-
-    @app.handler("signed_up")
-    async def welcome(n: int) -> None:
-        pass
-
-    async def scenario(worker: workers.Worker) -> None:
-        pass
-
-    outbox.sql.execute("DELETE FROM outbox.migration WHERE version > 1")
-    with pytest.raises(SchemaError, match="`outbox migrate`"):
-        work(app, scenario)
