@@ -73,12 +73,20 @@ def other_database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
+def copying_strategy(admin: psycopg.Connection) -> str:
+    """How this server copies a database in the least time: as files, in half the processor time of page by page
+    through its log. But files it first brings to the disk, unless it never does."""
+    return "file_copy" if admin.execute("SHOW fsync").fetchone() == ("off",) else "wal_log"
+
+
 @contextmanager
 def database(url: str, template: str | None = None) -> Iterator[str]:
     """A database of its own on the server that `url` leads to, as its URL; dropped afterwards."""
     name = f"outbox_test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+        admin.execute(
+            f"CREATE DATABASE {name} TEMPLATE {template or 'template1'} STRATEGY {copying_strategy(admin)}".encode()
+        )
     try:
         yield other_database(url, name)
     finally:

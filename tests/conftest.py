@@ -9,6 +9,7 @@ Servers keep their data in memory (/dev/shm) where there is room: nothing here c
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -18,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import typer
 from forking import Programs
 
 from console.servers import Postgres, Redis
@@ -44,6 +46,14 @@ def scratch() -> Iterator[Path]:
     """A short path, for unix sockets, that servers' unprivileged users may enter."""
     with scratch_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line() -> Iterator[None]:
+    """The program is made of its functions once. That is the greater part of a call of `main.run`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")
