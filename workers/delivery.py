@@ -13,7 +13,7 @@ from workers.database import Database, array
 from workers.errors import RowRefusedError
 from workers.job import Job
 from workers.lane import Source
-from workers.link import Servers, Unreachable, by_server
+from workers.link import Servers, Unreachable, by_server, exchange
 from workers.measures import Measures
 from workers.once import Mark
 from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
@@ -195,14 +195,19 @@ class Recorder:
         """XACK, however long Redis is away."""
         if not entries:
             return
-        async for attempt in until_back(Unreachable):
-            with attempt:
-                keyed = ((source.key, (source, ids)) for source, ids in entries.items())
-                for client, group in by_server(self._servers, keyed).items():
-                    pipeline = client.pipeline(transaction=False)
-                    for key, (source, ids) in group:
-                        pipeline.xack(key, source.lane.name, *ids)
-                    await pipeline.execute()
+        commands = [(source.key, ("XACK", source.key, source.lane.name, *ids)) for source, ids in entries.items()]
+        try:
+            await self._send(commands)
+        except Unreachable:
+            async for attempt in until_back(Unreachable):
+                with attempt:
+                    await self._send(commands)
+
+    async def _send(self, commands: list[tuple[str, tuple[Any, ...]]]) -> None:
+        for client, group in by_server(self._servers, commands).items():
+            for reply in await exchange(client, [each for _, each in group]):
+                if isinstance(reply, Exception):
+                    raise reply
 
 
 def keys(jobs: list[Job]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Execution:
         self._threads = Threads(f"handler {handler.name}") if in_threads else None
         self._engine: Any = None
         if handler.transactional:
+            self._once = self._once_async if handler.asynchronous else self._once_in_thread
             self._open_engine(capacity)
 
     @property
@@ -138,6 +139,7 @@ class Execution:
             # The lane bounds the runs; a run that was abandoned keeps its connection, and must starve no other.
             "max_overflow": -1,
             "pool_use_lifo": True,
+            "pool_reset_on_return": None,
             "hide_parameters": True,
             "connect_args": {"connect_timeout": 5, "application_name": "outbox handler", "prepare_threshold": None},
         }
@@ -151,10 +153,9 @@ class Execution:
         limit_idle(target, self.handler.timeout + IDLE_MARGIN)
 
     async def _transactional(self, job: Job) -> bool:
-        once = self._once_async if self.handler.asynchronous else self._once_in_thread
         for repeat in range(REPEATS + 1):
             try:
-                await once(job)
+                await self._once(job)
                 return True
             except SupersededError:
                 raise

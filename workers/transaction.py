@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import psycopg
 import sqlalchemy.exc
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy import event as hooks
+from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.orm import Session
 
 from outbox.failpoints import reach
@@ -35,7 +38,6 @@ transaction holds. What COMMIT itself waits for, at deferred constraints, is the
 
 HELD_FOR = 1.0
 """Seconds that a run is put off whose delivery is held."""
-UNIQUE_VIOLATION = "23505"
 _JOB = "outbox.job"
 _DIRECT = "outbox.direct"
 
@@ -102,6 +104,12 @@ def limit_idle(engine: Engine, seconds: float) -> None:
         if record.info[_DIRECT]:
             driver.prepare_threshold = PREPARE_AFTER
 
+    @hooks.listens_for(engine, "reset")
+    def _reset(given: Any, record: Any, state: Any) -> None:
+        # COMMIT came with the last statement: mostly there is nothing to roll back, which takes as long to find out.
+        if not state.terminate_only and given.info.transaction_status != TransactionStatus.IDLE:
+            given.rollback()
+
     @hooks.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         if not connection.info[_DIRECT]:
@@ -148,22 +156,61 @@ def finish_leased(connection: Connection, jobs: list[Job], schema: str) -> None:
 
 
 def commit_with(connection: Connection, rows: str, schema: str) -> None:
-    """Send the statement that writes rows, and COMMIT, in one message.
+    """Send the statement that writes rows, and COMMIT, in one message, past SQLAlchemy: there is nothing in it for it
+    to translate. If nothing was sent in this transaction BEGIN goes along, for which the driver would wait by itself.
 
     Nothing is committed when it raises: `SupersededError` if a row is there already, and `Snooze` if another
     transaction holds one, which may come to either end.
     """
     statement = f"{WAIT_BRIEFLY};\n{rows};\n{WAIT_AS_BEFORE};\nCOMMIT"
+    given: Any = connection.connection.dbapi_connection
     try:
-        with _put_off():
-            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-    except sqlalchemy.exc.IntegrityError as error:
-        violated = getattr(error.orig, "diag", None)
-        if violated is None or violated.sqlstate != UNIQUE_VIOLATION:
-            raise
-        if violated.schema_name != schema or not violated.table_name.startswith("delivery"):
-            raise
-        raise SupersededError(SUPERSEDED) from None
+        if isinstance(given, AdaptedConnection):
+            given.run_async(partial(_send, statement))
+        else:
+            _send_now(statement, given)
+    except BaseException as error:
+        if given.autocommit:
+            # Nobody may get a connection that commits each statement.
+            connection.invalidate(error)
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            raise Snooze(HELD_FOR, HELD) from None
+        if isinstance(error, psycopg.errors.UniqueViolation) and _is_delivery(error.diag, schema):
+            raise SupersededError(SUPERSEDED) from None
+        if isinstance(error, psycopg.Error):
+            raise _as_sqlalchemy(connection, given, error) from error
+        raise
+
+
+async def _send(statement: str, driver: psycopg.AsyncConnection[Any]) -> None:
+    if driver.info.transaction_status != TransactionStatus.IDLE:
+        await driver.execute(statement, prepare=False)
+        return
+    await driver.set_autocommit(True)
+    await driver.execute(f"BEGIN;\n{statement}", prepare=False)
+    await driver.set_autocommit(False)
+
+
+def _send_now(statement: str, driver: psycopg.Connection[Any]) -> None:
+    if driver.info.transaction_status != TransactionStatus.IDLE:
+        driver.execute(statement, prepare=False)
+        return
+    driver.autocommit = True
+    driver.execute(f"BEGIN;\n{statement}", prepare=False)
+    driver.autocommit = False
+
+
+def _as_sqlalchemy(connection: Connection, given: Any, error: psycopg.Error) -> BaseException:
+    """What SQLAlchemy would make of an error: handlers declare its classes to be final, or not."""
+    dialect: Any = connection.dialect
+    gone = dialect.is_disconnect(error, given, None)
+    return sqlalchemy.exc.DBAPIError.instance(
+        "COMMIT", None, error, psycopg.Error, connection_invalidated=gone, dialect=dialect
+    )
+
+
+def _is_delivery(violated: psycopg.errors.Diagnostic, schema: str) -> bool:
+    return violated.schema_name == schema and (violated.table_name or "").startswith("delivery")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy.exc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -198,6 +199,61 @@ def test_a_superseded_run_leaves_nothing_on_its_connection_for_the_next_one(
 
     work(app, scenario)
     assert effects(outbox) == [2, 3]
+
+
+@EITHER
+def test_a_superseded_run_that_said_nothing_gives_nobody_a_connection_that_commits_each_statement(
+    outbox: Any, work: Any, until: Any, event: str, handler: str
+) -> None:
+    app, runs = workers.App(), []
+
+    @both(app, concurrency=1)
+    def _(context: workers.Context, n: int) -> Any:
+        runs.append(n)
+        if n == 1:
+            outbox.sql.execute(
+                "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+                " SELECT id, %s, created_at, 'done', 1 FROM outbox.event",
+                [handler],
+            )
+            return
+        yield INSERT, {"n": n}
+        raise workers.Reject("no")
+
+    outbox.attach(handler, event)
+    outbox.publish(event, {"n": 1})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("done") == 1 and outbox.pending(event, handler) == 0)
+        outbox.publish(event, {"n": 2})
+        await until(lambda: outbox.count("dead") == 1)
+
+    work(app, scenario)
+    assert runs == [1, 2]
+    assert effects(outbox) == []
+
+
+@EITHER
+def test_what_commit_itself_finds_wrong_is_of_the_class_that_handlers_know(
+    outbox: Any, work: Any, until: Any, event: str, handler: str
+) -> None:
+    app = workers.App()
+    outbox.sql.execute("CREATE TABLE once (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    @both(app, dead_on=sqlalchemy.exc.IntegrityError)
+    def _(context: workers.Context, n: int) -> Any:
+        yield INSERT, {"n": n}
+        yield text("INSERT INTO once VALUES (:n), (:n)"), {"n": n}
+
+    outbox.attach(handler, event)
+    outbox.publish(event, {"n": 1})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("dead") == 1)
+
+    work(app, scenario)
+    assert outbox.one("SELECT attempts FROM outbox.delivery") == 1
+    assert effects(outbox) == []
 
 
 @pytest.mark.parametrize("what", ["commit", "rollback", "begin"])
