@@ -20,6 +20,7 @@ from workers.doorbell import Doorbell
 from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Redis, Servers, Unreachable, by_server, exchange
+from workers.outcome import Expired
 
 T = TypeVar("T")
 
@@ -236,7 +237,7 @@ class Consumer:
             else:
                 seen, retained_from = await self._seen(lane, jobs)
             if retained_from:
-                await self._refuse(lane, [job for job in jobs if job.at < retained_from and job.event_id not in seen])
+                self._refuse(lane, [job for job in jobs if job.at < retained_from and job.event_id not in seen])
             if seen:
                 for job in jobs:
                     if job.event_id in seen and not job.closed:
@@ -248,18 +249,13 @@ class Consumer:
         if done:
             await self._recorder.acknowledge_entries(done)
 
-    async def _refuse(self, lane: Lane, jobs: list[Job]) -> None:
-        """Bury what is older than what is retained."""
-        expired = [job for job in jobs if not job.closed]
-        if not expired:
-            return
-        for job in expired:
-            job.closed = True
-            self._log.error("event.expired", handler=lane.name, **job.facts(), error=expiry.ERROR)
-        await self._database.fetch("expired", expiry.parameters(expired, lane.name))
-        for job in expired:
-            self._recorder.buried(job)
-            self._recorder.add(job, None)
+    def _refuse(self, lane: Lane, jobs: list[Job]) -> None:
+        """Do not run what is older than what is retained."""
+        for job in jobs:
+            if not job.closed:
+                job.closed = True
+                self._log.error("event.expired", handler=lane.name, **job.facts(), error=expiry.ERROR)
+                self._recorder.add(job, Expired(expiry.ERROR))
 
     async def _seen(self, lane: Lane, jobs: list[Job]) -> tuple[set[str], int]:
         """Which of these have an outcome, and before when (in microseconds) outcomes may be gone."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from outbox.failpoints import reach
+from workers import expiry
 from workers.crash import Crashed
 from workers.database import Database, array
 from workers.errors import RowRefusedError
@@ -16,7 +17,7 @@ from workers.lane import Source
 from workers.link import Servers, Unreachable, by_server, exchange
 from workers.measures import Measures
 from workers.once import Mark
-from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
+from workers.outcome import Dead, Done, Expired, Outcome, Retry, Snoozed
 from workers.patience import until_back
 from workers.refusal import stand_in
 
@@ -156,12 +157,15 @@ class Recorder:
         finished: list[Job] = []
         failed: list[tuple[Job, Retry | Snoozed]] = []
         failed_again: list[tuple[Job, Retry | Snoozed]] = []
+        expired: dict[str, list[Job]] = defaultdict(list)
         for job, outcome in batch:
             if isinstance(outcome, Done):
                 (done if job.lease is None else finished).append(job)
             elif isinstance(outcome, Retry | Snoozed):
                 (failed if job.lease is None else failed_again).append((job, outcome))
                 job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + (outcome.delay or 0.0))
+            elif isinstance(outcome, Expired) and job.lease is None:
+                expired[job.lane.name].append(job)
             elif isinstance(outcome, Dead):
                 await self._database.write(*dead_letter(job, outcome.reason, outcome.traceback))
         if done:
@@ -172,6 +176,8 @@ class Recorder:
             await self._database.write("retry", first_failures(failed))
         if failed_again:
             await self._database.write("finish_retry", failures(failed_again))
+        for handler, jobs in expired.items():
+            await self._database.write("expired", expiry.parameters(jobs, handler))
 
     async def _finish(self, jobs: list[Job]) -> None:
         if marked := [job for job in jobs if isinstance(job.lease, Mark)]:

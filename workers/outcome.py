@@ -61,6 +61,11 @@ class Dead:
     """Where it was raised, for the dead letter."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expired(Dead):
+    """It is older than what is retained and was not run."""
+
+
 Outcome = Done | Retry | Snoozed | Dead
 DONE = Done()
 NONE_FINAL = Verdicts()

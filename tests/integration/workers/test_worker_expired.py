@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 import workers
 from outbox.entry import to_microseconds
+from outbox.settings import Settings
 
 pytestmark = pytest.mark.oldest
 
@@ -81,3 +83,35 @@ def test_its_dead_letter_can_be_replayed_and_a_further_redelivery_changes_nothin
     work(app, scenario)
     assert seen == [1]
     assert outbox.one("SELECT count(*) FROM outbox.dead_letter") == 0
+
+
+def test_a_refusal_whose_row_another_transaction_holds_delays_no_other_event(
+    outbox: Any, settings: Settings, work: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, seen = workers.App(), []
+    monkeypatch.setattr("workers.delivery.REFUSED_AGAIN", 0.3)
+
+    @app.handler("signed_up")
+    async def welcome(n: int) -> None:
+        seen.append(n)
+
+    outbox.attach("welcome", "signed_up")
+    outbox.sql.execute("UPDATE outbox.relay SET retained_from = %s", [NOW - timedelta(days=7)])
+    held, free = ((f"01980000-0000-7000-8000-00000000000{n}", n, OLD, f'{{"n": {n}}}') for n in (1, 2))
+
+    async def scenario(worker: workers.Worker) -> None:
+        with psycopg.connect(settings.libpq_url()) as holder:
+            holder.execute(
+                "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+                " VALUES (%s, 'welcome', 'epoch'::timestamptz + %s * interval '1 microsecond', 'done', 1)",
+                [held[0], OLD],
+            )
+            outbox.push("signed_up", [held, free])
+            await until(lambda: outbox.count("dead") == 1)
+            outbox.publish("signed_up", {"n": 3})
+            await until(lambda: outbox.count("done") == 1)
+            holder.rollback()
+        await until(lambda: outbox.count("dead") == 2 and outbox.pending("signed_up", "welcome") == 0)
+
+    work(app, scenario)
+    assert seen == [3]
