@@ -44,6 +44,7 @@ class Recorder:
         self._measures = measures
         self._pending: list[tuple[Job, Outcome | None]] = []
         self._again: deque[tuple[Job, Outcome | None]] = deque()
+        self._aside: dict[Job, tuple[asyncio.TimerHandle, Outcome | None]] = {}
         self._recorded: list[Job] = []
         self._open = 0
         self.recorded = 0
@@ -65,7 +66,9 @@ class Recorder:
         self._to_record.set()
 
     async def drained(self) -> None:
-        """Wait until everything that was added is recorded and acknowledged."""
+        """Wait until everything that was added is recorded and acknowledged. What was set aside is tried at once."""
+        for job in list(self._aside):
+            self._try_again(job)
         await self._idle.wait()
 
     async def record(self) -> None:
@@ -107,11 +110,14 @@ class Recorder:
                 self._log.warning("delivery.held", **facts)
             else:
                 self._log.error("delivery.refused", **facts)
-            asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._try_again, (job, stand_in(outcome, why)))
+            later = asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._try_again, job)
+            self._aside[job] = later, stand_in(outcome, why)
         return [entry for number, entry in enumerate(batch) if number not in refused]
 
-    def _try_again(self, entry: tuple[Job, Outcome | None]) -> None:
-        self._again.append(entry)
+    def _try_again(self, job: Job) -> None:
+        later, outcome = self._aside.pop(job)
+        later.cancel()
+        self._again.append((job, outcome))
         self._to_record.set()
 
     @staticmethod

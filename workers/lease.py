@@ -235,22 +235,38 @@ class Leases:
     # Leaving
 
     async def hand_back(self, jobs: list[Job]) -> None:
-        """Let others have these deliveries at once. They cost no attempt."""
+        """Let others have these deliveries at once. They cost no attempt, and are no crash."""
+        # Redis or PostgreSQL may be away, and the other not.
+        ended = await asyncio.gather(
+            self._give_entries_back(jobs), self._give_retries_back(jobs), return_exceptions=True
+        )
+        for error in ended:
+            if error is not None:
+                raise error
+        for job in jobs:
+            job.lane.release(job)
+
+    async def _give_entries_back(self, jobs: list[Job]) -> None:
         entries: dict[Source, list[bytes]] = {}
         for job in jobs:
             for source, entry_id in job.entries():
                 entries.setdefault(source, []).append(entry_id)
-        retries = [job for job in jobs if job.lease is not None]
-        if retries:
-            await self._database.fetch("finish_retry", given_back(retries))
         for source, ids in entries.items():
             for start in range(0, len(ids), CHUNK):
                 await command(self._servers.at(source.key),
                     "XCLAIM", source.key, source.lane.name, self._name, 0, *ids[start : start + CHUNK],
                     "IDLE", HANDED_BACK_IDLE, "JUSTID",
                 )  # fmt: skip
-        for job in jobs:
-            job.lane.release(job)
+
+    async def _give_retries_back(self, jobs: list[Job]) -> None:
+        # The dead letter of a run that must not be repeated is its outcome.
+        leased = [job for job in jobs if job.lease is not None and not isinstance(job.lease, Mark)]
+        if leased:
+            # One whose row is held keeps no other: its lease ends by itself.
+            await self._recorder.each(self._give_back, leased)
+
+    async def _give_back(self, jobs: list[Job]) -> None:
+        await self._database.write("finish_retry", given_back(jobs))
 
     async def leave(self) -> None:
         """Remove this worker's consumers, if nothing is pending on them."""

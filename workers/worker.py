@@ -320,11 +320,14 @@ class Worker:
             told.cancel()
         await asyncio.wait({running, now}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
         now.cancel()
-        cut = [job for lane in self._lanes.values() for job in lane.interrupt_all()]
+        for lane in self._lanes.values():
+            lane.interrupt_all()
         await asyncio.wait({running}, timeout=INTERRUPT_GRACE)
         running.cancel()
         await self._briefly(self._recorder.drained())
-        await self._briefly(self._leases.hand_back([job for job in cut if job.lane.active.get(job.event_id) is job]))
+        # What was interrupted, and what came to an end that could not be recorded.
+        left = [job for lane in self._lanes.values() for job in lane.active.values()]
+        await self._briefly(self._leases.hand_back(left))
         await self._briefly(self._leases.leave())
         await self._briefly(registration.disappear(self._databases[2], self.name, self._settings.schema_name))
 

@@ -33,6 +33,13 @@ def _impatient(outbox: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox.sql.execute("CREATE TABLE effects (n integer)")
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set aside comes again long after a stop, which takes no longer than it must."""
+    monkeypatch.setattr("workers.delivery.REFUSED_AGAIN", 3600.0)
+    monkeypatch.setattr("workers.worker.INTERRUPT_GRACE", 1.0)
+
+
 def effects(outbox: Any) -> list[int]:
     return [row[0] for row in outbox.sql.execute("SELECT n FROM effects ORDER BY n").fetchall()]
 
@@ -212,6 +219,96 @@ def test_a_lease_is_renewed_while_somebody_holds_another_ones_row(
 
     work(handlers.app, scenario, lease=1.0, heartbeat=0.2)
     assert sorted(handlers.runs) == [1, HELD]
+
+
+@pytest.mark.usefixtures("brief")
+def test_an_outcome_that_is_set_aside_when_its_worker_stops_is_handed_back_and_is_no_crash(
+    outbox: Any, settings: Settings, work: Any, until: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = Handlers("plain")
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": HELD})
+
+    with psycopg.connect(settings.libpq_url()) as holder:
+
+        async def scenario(worker: workers.Worker) -> None:
+            await handlers.inside.wait()
+            holder.execute(
+                "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+                " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event"
+            )
+            handlers.go.set()
+            await until(lambda: "delivery.held" in "".join(capsys.readouterr()))
+
+        work(handlers.app, scenario)
+        holder.rollback()
+
+    async def finish(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("done") == 1)
+
+    # Not after a lease: at once.
+    work(handlers.app, finish, lease=3600.0)
+    assert handlers.runs == [HELD, HELD]
+    assert outbox.one("SELECT attempts, crashes FROM outbox.delivery") == (1, 0)
+
+
+@pytest.mark.usefixtures("brief")
+def test_an_outcome_that_was_set_aside_is_tried_once_more_when_its_worker_stops(
+    outbox: Any, settings: Settings, work: Any, until: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = Handlers("plain")
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": HELD})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await handlers.inside.wait()
+        with psycopg.connect(settings.libpq_url()) as holder:
+            holder.execute(
+                "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+                " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event"
+            )
+            handlers.go.set()
+            await until(lambda: "delivery.held" in "".join(capsys.readouterr()))
+            holder.rollback()
+
+    work(handlers.app, scenario)
+    assert (outbox.count("done"), outbox.pending("e", "h"), handlers.runs) == (1, 0, [HELD])
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_retry_whose_row_is_held_keeps_no_other_from_being_handed_back(
+    outbox: Any, settings: Settings, work: Any, until: Any
+) -> None:
+    app, inside, go = workers.App(), asyncio.Event(), asyncio.Event()
+
+    @app.handler("e", name="h", concurrency=1)
+    async def first(n: int) -> None:
+        inside.set()
+        await go.wait()
+
+    outbox.attach("h", "e")
+    outbox.write("e", *({"n": n} for n in range(ALL)))
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, 'h', created_at, 'retrying', 1, now() FROM outbox.event"
+    )
+    leased = "SELECT count(*) FROM outbox.delivery WHERE lease IS NOT NULL"
+    waiting = (
+        "SELECT event_id::text FROM outbox.delivery WHERE lease IS NOT NULL AND event_id::text <> %s LIMIT 1 FOR UPDATE"
+    )
+
+    with psycopg.connect(settings.libpq_url()) as holder:
+
+        async def scenario(worker: workers.Worker) -> None:
+            await inside.wait()
+            await until(lambda: outbox.one(leased) > 1)
+            [running] = worker._lanes["h"]._running
+            holder.execute(waiting, [running.event_id])
+            worker.request_stop(now=True)
+
+        work(app, scenario)
+        assert outbox.one(leased) == 1
+    assert outbox.one("SELECT max(attempts), max(crashes) FROM outbox.delivery") == (1, 0)
 
 
 TAKEN = "PostgreSQL did not take the error of this attempt: CheckViolation (23514), constraint clean"
