@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import fcntl
 import importlib
-import json
 import os
 import pickle
 import signal
@@ -56,7 +55,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One run: the event as it is stored, and which attempt this is."""
+    """One run: the event as it is stored, which attempt this is, and what is in force around it."""
 
     event_id: str
     at: int
@@ -65,6 +64,8 @@ class Request:
     payload: str
     headers: str
     attempt: int
+    carried: dict[str, str]
+    """Trace context, of the `process` span where there is one, and correlation id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> byt
     job = Job(nowhere, request.event_id, request.at, request.name, request.key, request.payload, request.headers)
     job.attempt = request.attempt
     try:
-        value = contextvars.copy_context().run(_called, handler, call, job)
+        value = contextvars.copy_context().run(_called, handler, call, job, request.carried)
         take(value)
         # Anything else that it returns means nothing, and may be large.
         return pack(Answer(value if isinstance(value, Outcome) else None))
@@ -171,10 +172,9 @@ def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> byt
         return pack(failed(error))
 
 
-def _called(handler: Handler, call: Callable[..., Any], job: Job) -> Any:
+def _called(handler: Handler, call: Callable[..., Any], job: Job, carried: dict[str, str]) -> Any:
     bind_contextvars(handler=handler.name, event_id=job.event_id, attempt=job.attempt)
-    if job.headers:
-        trace.receive(json.loads(job.headers))
+    trace.receive(carried)
     return call(**arguments(handler, job))
 
 

@@ -14,6 +14,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable
 from typing import cast
 
+from outbox import trace
 from outbox.settings import Settings
 from workers.child import HEADER, Answer, Hello, Request, find, pack
 from workers.errors import ChildDiedError, ChildFailedError, ChildTraceback, HandlerError, HandlerTimeoutError
@@ -159,7 +160,9 @@ class Processes:
         Raises `ChildDiedError` if the child died in the middle of it, `ChildFailedError` if there is none that could
         run it, and `HandlerTimeoutError` when it was interrupted.
         """
-        request = Request(job.event_id, job.at, job.name, job.key, job.payload, job.headers, job.attempt)
+        request = Request(
+            job.event_id, job.at, job.name, job.key, job.payload, job.headers, job.attempt, trace.headers()
+        )
         run = job.ticket = Run()
         try:
             run.child = self._spare()

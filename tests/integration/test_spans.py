@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -101,6 +102,28 @@ def test_a_request_its_event_its_batch_and_its_run_are_one_trace(
     assert send.attributes == facts | {
         "messaging.operation.name": "send", "messaging.operation.type": "send", "messaging.batch.message_count": 1,
     }  # fmt: skip
+
+
+def bill_elsewhere(url: str) -> None:
+    """A handler for child processes."""
+    assert not isinstance(trace.get_tracer_provider(), TracerProvider), "the SDK is the worker's"
+    with create_engine(url).begin() as connection:
+        outbox.add(connection, "billed")
+
+
+def test_what_a_handler_adds_in_a_child_process_is_a_child_of_its_run(
+    spans: Spans, session: Session, settings: Settings
+) -> None:
+    app = workers.App()
+    app.handler("paid", pool="process")(bill_elsewhere)
+    with structlog.contextvars.bound_contextvars(correlation_id="req-7"):
+        outbox.add(session, "paid", url=settings.sqlalchemy_url())
+    session.commit()
+    assert drain_sync(app, settings).done == {"bill_elsewhere": 1}
+    headers = session.execute(text("SELECT headers FROM outbox.event WHERE name = 'billed'")).scalar_one()
+    trace_id, span_id = identity(spans.one("process paid"))
+    assert headers["traceparent"].startswith(f"00-{trace_id:032x}-{span_id:016x}-")
+    assert headers["correlation_id"] == "req-7"
 
 
 def test_a_batch_of_the_relay_and_one_of_a_handler_are_linked_with_the_creation_of_their_events(
