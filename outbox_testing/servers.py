@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 MEMORY = Path("/dev/shm")
 ROOM = 2 << 30
 """Bytes that servers' data must find free in memory."""
+
+SCRATCH = "obx-"
+"""What names of folders with servers' data begin with; the process that made it follows."""
 
 
 def place_for_data() -> Path:
@@ -42,13 +46,50 @@ def place_for_data() -> Path:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder with a short path, for unix sockets, that servers' unprivileged users may enter; gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="obx-", dir=place_for_data()))
+    """A folder with a short path, for unix sockets, that servers' unprivileged users may enter; gone afterwards.
+
+    When this process is killed, the next one that makes such a folder removes it.
+    """
+    place = place_for_data()
+    _remove_left(place)
+    folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=place))
     folder.chmod(0o755)
+    lock = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_left(place: Path) -> None:
+    """Remove the folders of processes that are gone.
+
+    The lock tells of those that a process id does not: the owner may be in another container, or a copy of it live on.
+    """
+    for folder in place.glob(f"{SCRATCH}*-*"):
+        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if not pid.isdigit() or _exists(int(pid)):
+            continue
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # Somebody else's.
+        return True
+    return True
 
 
 @contextmanager
