@@ -20,6 +20,7 @@ import psycopg
 import pytest
 import redis
 from forking import Programs
+from waiting import pauses
 
 from outbox.names import stream_key
 from outbox.settings import Settings
@@ -107,13 +108,13 @@ class Cast:
 
     def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 120.0) -> Any:
         """Wait until the condition holds and return its value. None of the programs may end by itself meanwhile."""
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
+        for pause in pauses(timeout):
+            if value := condition():
+                return value
             fallen = [program.name for program in self.programs if program.fallen]
             assert not fallen, f"{fallen} ended while waiting for {what}\n{self.logs()}"
-            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}\n{self.report()}\n{self.logs()}"
-            time.sleep(0.05)
-        return value
+            time.sleep(pause)
+        raise AssertionError(f"not within {timeout:g} s: {what}\n{self.report()}\n{self.logs()}")
 
     # What the relay does
 

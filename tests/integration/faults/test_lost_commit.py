@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from waiting import wait_for
 
 import outbox
 
@@ -72,28 +73,13 @@ def in_transaction(url: str) -> int:
     return int(row[0])
 
 
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Wait until a condition holds."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        pause = threading.Event()
-        for _ in range(6000):
-            if condition():
-                return
-            pause.wait(0.01)
-        raise AssertionError("the state did not come within a minute")
-
-    return wait
-
-
 def test_when_the_reply_to_commit_is_lost_row_and_event_are_both_there(
-    writer: Session, database_url: str, database_proxy: Any, until: Callable[..., None]
+    writer: Session, database_url: str, database_proxy: Any
 ) -> None:
     proxy, _ = database_proxy
     proxy.mute()
     thread, failures = commit(writer)
-    until(lambda: found(database_url) == (1, 1))
+    wait_for(lambda: found(database_url) == (1, 1))
     proxy.cut()
     thread.join(30)
     [failure] = failures
@@ -102,7 +88,7 @@ def test_when_the_reply_to_commit_is_lost_row_and_event_are_both_there(
 
 
 def test_when_commit_itself_is_lost_neither_row_nor_event_is_there(
-    writer: Session, database_url: str, database_proxy: Any, until: Callable[..., None]
+    writer: Session, database_url: str, database_proxy: Any
 ) -> None:
     proxy, _ = database_proxy
     proxy.deafen()
@@ -112,5 +98,5 @@ def test_when_commit_itself_is_lost_neither_row_nor_event_is_there(
     thread.join(30)
     [failure] = failures
     assert isinstance(failure, sqlalchemy.exc.OperationalError)
-    until(lambda: in_transaction(database_url) == 0)
+    wait_for(lambda: in_transaction(database_url) == 0)
     assert found(database_url) == (0, 0)

@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ import redis
 import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from waiting import wait_for
 
 import workers
 from console.servers import Redis
@@ -39,15 +39,6 @@ SELECT (SELECT count(*) FROM outbox.handler) = %s AND NOT EXISTS (
                            WHERE d.event_id = e.id AND d.event_created_at = e.created_at AND d.handler = h.name
                              AND d.state = 'done'))
 """
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
-    """Wait until the condition holds, and return its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def make_app() -> workers.App:

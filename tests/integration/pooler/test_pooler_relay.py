@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 import redis as redis_client
 from pydantic import SecretStr
+from waiting import wait_for
 
 from outbox import admin
 from outbox.settings import Settings
 from relay import Relay, pacing
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(

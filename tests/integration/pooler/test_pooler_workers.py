@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from waiting import until
 
 import outbox
 import workers
@@ -99,14 +99,6 @@ async def add_async(url: str, name: str, count: int) -> None:
             outbox.add(session, name, n=n)
             await session.commit()
     await engine.dispose()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
 
 
 def work(app: workers.App, settings: Settings, scenario: Callable[[], Awaitable[None]], count: int = 1) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ import psycopg
 import pytest
 import redis as redis_client
 from forking import Programs
+from waiting import wait_for
 
 from outbox.names import catch_up_key, stream_key
 from outbox.position import Position
 from outbox.settings import Settings
 from relay import Relay
-
-
-def wait_for(condition: Callable[[], Any], what: str = "the state", timeout: float = 60.0) -> Any:
-    """Wait until the condition holds, and return its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
-        time.sleep(0.01)
-    return value
 
 
 class Box:
@@ -113,7 +104,8 @@ class Box:
         """Give entries the outcome "done", then acknowledge them."""
         self.sql.execute(
             "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
-            " SELECT id, %s, created_at, 'done', 1 FROM outbox.event WHERE seq = ANY (%s) ON CONFLICT DO NOTHING",
+            " SELECT id, %s, created_at, 'done', 1 FROM outbox.event WHERE seq = ANY (%s::bigint[])"
+            " ON CONFLICT DO NOTHING",
             [handler, [Position.parse(number).seq for _, number in entries]],
         )
         for key in {key for key, _ in entries}:

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import redis as redis_client
 from forking import Programs
+from waiting import until, wait_for
 
 from outbox.entry import to_microseconds
 from outbox.names import stream_key
@@ -48,16 +49,12 @@ class Outbox:
 
     def write(self, name: str, *payloads: dict[str, Any]) -> list[tuple[str, int, int, str]]:
         """Insert events; (id, seq, created_at in microseconds, payload) of each."""
-        written = []
-        for payload in payloads:
-            row = self.sql.execute(
-                "INSERT INTO outbox.event (name, payload) VALUES (%s, %s)"
-                " RETURNING id::text, seq, created_at, payload::text",
-                [name, json.dumps(payload)],
-            ).fetchone()
-            assert row is not None
-            written.append((row[0], row[1], to_microseconds(row[2]), row[3]))
-        return written
+        rows = self.sql.execute(
+            "INSERT INTO outbox.event (name, payload) SELECT %s, unnest(%s::json[])"
+            " RETURNING id::text, seq, created_at, payload::text",
+            [name, [json.dumps(payload) for payload in payloads]],
+        ).fetchall()
+        return [(row[0], row[1], to_microseconds(row[2]), row[3]) for row in rows]
 
     def push(self, name: str, events: list[tuple[str, int, int, str]], *, key: str | None = None) -> list[bytes]:
         """Append the entries of events, on the main stream or on `key`."""
@@ -90,24 +87,6 @@ class Outbox:
     def close(self) -> None:
         self.sql.close()
         self.redis.close()
-
-
-def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = "the state") -> Any:
-    """Wait until the condition holds, and return its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
-        time.sleep(0.01)
-    return value
-
-
-async def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """Wait until the condition holds, with the event loop running."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"the state did not come within {timeout} s"
-        await asyncio.sleep(0.01)
-    return value
 
 
 @pytest.fixture
