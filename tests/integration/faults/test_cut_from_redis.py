@@ -14,7 +14,7 @@ from console.servers import Redis
 from outbox.names import stream_key
 from outbox.settings import Settings
 
-KILLS = 150
+KILLS = 60
 
 
 @pytest.fixture

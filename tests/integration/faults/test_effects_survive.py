@@ -23,7 +23,7 @@ from outbox.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.oldest]
 
-WRITERS = 4
+WRITERS = 2
 
 Loss: TypeAlias = Callable[[Any, Redis], None]
 

@@ -278,7 +278,7 @@ def test_nothing_is_lost_doubled_invented_or_out_of_its_keys_order(
         thread.start()
     try:
         for burst in range(BURSTS):
-            goal = weather.written + 4 * pacing.BUSY_ABOVE
+            goal = weather.written + pacing.BUSY_ABOVE
             weather.writing.set()
             stage.wait_for(lambda goal=goal: weather.written > goal or failures(writers), "a burst of writes")
             # On a slow machine the writers alone are not enough to keep it awake.

@@ -17,7 +17,7 @@ from outbox.redis import connect
 
 pytestmark = pytest.mark.oldest
 
-ROUND = 100
+ROUND = 30
 """Events of each name in one go."""
 
 

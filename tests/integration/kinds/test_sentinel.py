@@ -66,17 +66,17 @@ def test_nothing_is_lost_or_doubled_when_a_replica_without_the_last_entries_take
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/orders/0"
     with whole_path(url) as path, redis.Redis.from_url(primary.url) as old, redis.Redis.from_url(replica.url) as new:
         path.await_attached()
-        path.add(100)
+        path.add(30)
         path.await_done()
         # From here on the replica gets nothing.
         old.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
         old.execute_command("CLIENT", "KILL", "TYPE", "replica")
-        path.add(100)
+        path.add(30)
         path.await_done()
-        path.add(100)
+        path.add(30)
         primary.kill()
         wait_for(lambda: new.info()["role"] == "master", "the replica taking over")
-        path.add(100)
+        path.add(30)
         path.await_done()
         path.await_attached()
 

@@ -171,16 +171,16 @@ def test_every_kind_of_handler_does_each_event_once_and_leaves_nothing_on_the_se
 
     async def scenario() -> None:
         url = pooled.libpq_url()
-        await asyncio.gather(asyncio.to_thread(add, url, "ordered", 100), add_async(url, "paid", 30))
-        await until(lambda: one(sql, "SELECT count(*) FROM outbox.delivery WHERE state <> 'retrying'") == 490)
+        await asyncio.gather(asyncio.to_thread(add, url, "ordered", 30), add_async(url, "paid", 30))
+        await until(lambda: one(sql, "SELECT count(*) FROM outbox.delivery WHERE state <> 'retrying'") == 210)
 
     work(app, pooled, scenario, count=2)
     assert effects(sql) == Counter(
-        [(handler, n) for handler in ("asynchronous", "threaded") for n in range(100)]
+        [(handler, n) for handler in ("asynchronous", "threaded") for n in range(30)]
         + [("later", n) for n in range(30)]
     )
-    assert seen == Counter((handler, n) for handler in ("plain", "plain_threaded") for n in range(100))
-    assert one(sql, "SELECT count(*) FROM outbox.delivery WHERE state = 'done'") == 430
+    assert seen == Counter((handler, n) for handler in ("plain", "plain_threaded") for n in range(30))
+    assert one(sql, "SELECT count(*) FROM outbox.delivery WHERE state = 'done'") == 150
     dead = sql.execute("SELECT handler, count(*) FROM outbox.dead_letter GROUP BY handler ORDER BY handler").fetchall()
     assert dead == [("never", 30), ("plainly_never", 30)]
     assert left(pooled.libpq_url()) == NOTHING
@@ -249,11 +249,11 @@ def test_sessions_that_end_under_the_pooler_lose_and_double_nothing(
         session.execute(INSERT, {"handler": "threaded", "n": n})
 
     async def scenario() -> None:
-        for first in range(0, 300, 100):
+        for first in range(0, 120, 40):
             sql.execute(
                 "INSERT INTO outbox.event (name, payload)"
                 " SELECT 'ordered', json_build_object('n', n) FROM generate_series(%s::int, %s) AS n",
-                [first, first + 99],
+                [first, first + 39],
             )
             await until(lambda first=first: one(sql, "SELECT count(*) FROM effect") > 2 * first + 20)
             sql.execute(
@@ -262,12 +262,12 @@ def test_sessions_that_end_under_the_pooler_lose_and_double_nothing(
             )
             await until(
                 lambda first=first: (
-                    one(sql, "SELECT count(*) FROM outbox.delivery WHERE state = 'done'") == 2 * first + 200
+                    one(sql, "SELECT count(*) FROM outbox.delivery WHERE state = 'done'") == 2 * first + 80
                 )
             )
 
     work(app, pooled, scenario)
-    assert effects(sql) == Counter((handler, n) for handler in ("asynchronous", "threaded") for n in range(300))
+    assert effects(sql) == Counter((handler, n) for handler in ("asynchronous", "threaded") for n in range(120))
     assert left(pooled.libpq_url()) == NOTHING
 
 

@@ -16,7 +16,7 @@ from relay import lead, upkeep
 from relay.retention import AHEAD
 
 WEEK = timedelta(days=7)
-DAILY = 20_000
+DAILY = 3_000
 """Events of a simulated day."""
 
 PATIENCE = "300ms"

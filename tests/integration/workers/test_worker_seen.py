@@ -7,7 +7,7 @@ from typing import Any
 import workers
 from outbox import admin
 
-FAST = workers.Backoff(initial=0.01, jitter=0)
+FAST = workers.Backoff(initial=0.01, maximum=0.01, jitter=0)
 
 
 def test_a_worker_is_listed_with_its_handlers_from_its_start_to_its_end(outbox: Any, work: Any) -> None:
