@@ -192,3 +192,23 @@ def start(programs: Programs, tmp_path: Path, settings: Settings) -> Iterator[Ca
     yield begin
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def deaths(start: Callable[..., Process]) -> Callable[..., int]:
+    """Run a worker that is started again whenever it dies, until the condition holds; how often it died:
+    `deaths(source_of_tasks, condition)`."""
+
+    def count(source: str, condition: Callable[[], bool], **options: Any) -> int:
+        died, worker = 0, start(source, **options)
+
+        def over() -> bool:
+            nonlocal died, worker
+            if worker.popen.poll() is not None:
+                died, worker = died + 1, start(source, **options)
+            return condition()
+
+        wait_for(over, timeout=150)
+        return died
+
+    return count

@@ -196,21 +196,11 @@ async def h(n: int, session: AsyncSession) -> None:
 
 @pytest.mark.slow
 def test_an_event_that_kills_its_worker_three_times_is_dead_and_takes_no_other_with_it(
-    outbox: Any, start: Callable[..., Any], wait_for: Any
+    outbox: Any, deaths: Callable[..., int]
 ) -> None:
     outbox.attach("h", "e")
     outbox.publish("e", *({"n": n} for n in range(8)))
-    died = 0
-    worker = start(HEAD + POISON, lease=LEASE)
-
-    def over() -> bool:
-        nonlocal worker, died
-        if worker.popen.poll() is not None:
-            died += 1
-            worker = start(HEAD + POISON, lease=LEASE)
-        return bool(outbox.count("dead") + outbox.count("done") == 8)
-
-    wait_for(over, timeout=150)
+    died = deaths(HEAD + POISON, lambda: outbox.count("dead") + outbox.count("done") == 8, lease=LEASE)
     assert died == 3
     assert effects(outbox) == list(range(1, 8))
     error, payload, attempts = outbox.one("SELECT error, payload, attempts FROM outbox.dead_letter")

@@ -100,21 +100,11 @@ async def h(events: list[Event], session: AsyncSession) -> None:
 
 @pytest.mark.slow
 def test_an_event_that_kills_its_worker_runs_alone_afterwards_and_takes_no_other_of_its_batch_with_it(
-    outbox: Any, batches: Any, start: Callable[..., Any], wait_for: Any
+    outbox: Any, batches: Any, deaths: Callable[..., int]
 ) -> None:
     outbox.attach("h", "e")
     outbox.publish("e", *({"n": n} for n in range(10)))
-    died = 0
-    worker = start(HEAD + POISON, lease=LEASE)
-
-    def over() -> bool:
-        nonlocal worker, died
-        if worker.popen.poll() is not None:
-            died += 1
-            worker = start(HEAD + POISON, lease=LEASE)
-        return bool(outbox.count("dead") + outbox.count("done") == 10)
-
-    wait_for(over, timeout=150)
+    died = deaths(HEAD + POISON, lambda: outbox.count("dead") + outbox.count("done") == 10, lease=LEASE)
     assert died == 3
     assert batches.effects() == list(range(1, 10))
     assert outbox.one("SELECT payload FROM outbox.dead_letter") == {"n": 0}
