@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import redis.asyncio
 import structlog
+from hiredis import pack_command
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
 
@@ -20,6 +21,9 @@ Redis = redis.asyncio.Redis
 Keyed = TypeVar("Keyed")
 
 Unreachable = (RedisError, OSError, TimeoutError)
+
+# hiredis' declaration has room for one word only.
+_pack: Callable[[tuple[str | bytes | int, ...]], bytes] = pack_command  # type: ignore[assignment]
 
 RAW = ("XREAD", "XREADGROUP", "XPENDING", "XCLAIM", "XRANGE", "XINFO GROUPS", "XINFO CONSUMERS")
 
@@ -153,13 +157,14 @@ async def exchange(client: Redis, commands: list[tuple[str | bytes | int, ...]])
     """The replies to commands that are sent together. Errors that Redis replies are among them, but for those that end
     their connection: they are raised.
 
-    A pipeline does the same and takes 40 % longer for two short commands.
+    A pipeline does the same and takes 40 % longer for two short commands; redis-py's own packing takes four to nine
+    times as long as hiredis'.
     """
     pool = client.connection_pool
     connection = await pool.get_connection()  # type: ignore[no-untyped-call]
     replies: list[Any] = []
     try:
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command(b"".join([_pack(words) for words in commands]))
         while len(replies) < len(commands):
             try:
                 replies.append(await connection.read_response())
