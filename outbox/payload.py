@@ -40,6 +40,7 @@ MAX_HEADERS_BYTES = 16 * 1024
 """Size of all headers as UTF-8 JSON."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+_ASCII = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 _AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -79,6 +80,23 @@ def encode(payload: object) -> str:
             f"payload is {size:,} bytes of JSON, the limit is {MAX_BYTES:,}: store the data elsewhere and pass its id"
         )
     return text
+
+
+def encode_value(value: object) -> str:
+    """The JSON text of any one value, by the same rules, but for size and NUL characters; escaped to ASCII, so that a
+    database of any encoding holds it. Raises `PayloadError`, whose message may quote the value.
+
+    >>> encode_value([1, UUID(int=7), "ü"])
+    '[1,"00000000-0000-0000-0000-000000000007","\\u00fc"]'
+    """
+    try:
+        plain = _plain(value, 1)
+        text = _dump(plain)
+        if _size(text) is None:
+            raise _Refused("contains a lone surrogate, which is not Unicode text")
+    except _Refused as refused:
+        raise PayloadError(f"value: {refused.reason}") from refused.__cause__
+    return text if text.isascii() else _ASCII.encode(plain)
 
 
 def encode_headers(headers: Mapping[str, str]) -> str | None:
@@ -130,7 +148,7 @@ def check_id(given: object) -> UUID:
     return found
 
 
-def _dump(plain: dict[str, Any]) -> str:
+def _dump(plain: Any) -> str:
     try:
         return _JSON.encode(plain)
     except ValueError as error:

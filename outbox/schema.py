@@ -187,6 +187,11 @@ delivery = Table(
         JSONB,
         comment='the last ten attempts that failed: [{"attempt": 1, "at": time, "error": text}]',
     ),
+    Column(
+        "result",
+        JSON(none_as_null=True),
+        comment="what the handler returned when it was done, if anything: at most 8 KiB",
+    ),
     CheckConstraint("state IN ('done', 'retrying', 'dead', 'cancelled')", name="delivery_state_check"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
     CheckConstraint("lease IS NULL OR state = 'retrying'"),

@@ -20,7 +20,7 @@ from workers.batch_execution import write_outcomes
 from workers.errors import SupersededError
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import DONE, Outcome
+from workers.outcome import DONE, Done, Outcome
 from workers.transaction import Write, write_outcome
 
 
@@ -73,7 +73,7 @@ async def assert_idempotent(
         outcome = await _unanswered(found, attempt)
     else:
         outcome = await attempt()
-    if outcome != DONE:
+    if not isinstance(outcome, Done):
         raise AssertionError(f"handler {found.name!r} did not work: {outcome}")
     first = await _read(state)
     try:
@@ -81,7 +81,7 @@ async def assert_idempotent(
     except SupersededError:
         outcome = DONE
     _compare(first, await _read(state), f"handler {found.name!r} is not idempotent: the second run changed the state")
-    if outcome != DONE:
+    if not isinstance(outcome, Done):
         raise AssertionError(f"handler {found.name!r} did not work when the same event came again: {outcome}")
 
 

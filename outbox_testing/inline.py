@@ -28,7 +28,7 @@ from workers.handler import Handler
 from workers.job import Job
 from workers.lane import ABANDON_AFTER, Lane
 from workers.lifespan import Lifespan
-from workers.outcome import DONE, Outcome
+from workers.outcome import Outcome
 from workers.resources import shown
 from workers.transaction import SUPERSEDED, Write
 
@@ -60,9 +60,9 @@ async def run(
         attempt: which attempt it is; at the handler's `max_attempts` a failure is `Dead`.
         resources: values by their types, to stand in for what the app's lifespan gives; it is not entered then.
 
-    Returns `Done`, `Retry`, `Snoozed` or `Dead`. Raises `ConfigurationError` when there is no such handler or no
-    database, `PayloadError` for what could not be added, and `SupersededError` when a transactional handler's event has
-    an outcome already: what this run wrote is rolled back then.
+    Returns `Done`, with the result that a worker would keep, `Retry`, `Snoozed` or `Dead`. Raises `ConfigurationError`
+    when there is no such handler or no database, `PayloadError` for what could not be added, and `SupersededError` when
+    a transactional handler's event has an outcome already: what this run wrote is rolled back then.
 
     >>> assert await run(app, "send_email", {"user_id": 7}, database=url) == Done()
     """
@@ -169,6 +169,7 @@ async def _resources(app: App, handler: Handler, instead: Mapping[Any, Any] | No
 
 async def _attempt(handler: Handler, execution: Execution, event: Event, attempt: int, log: Any) -> Outcome:
     superseded: list[SupersededError] = []
+    committed: list[Outcome] = []
 
     async def call(job: Job) -> bool:
         try:
@@ -178,6 +179,8 @@ async def _attempt(handler: Handler, execution: Execution, event: Event, attempt
             raise
         if isinstance(job, Batch) and job.settled:
             superseded.append(SupersededError(SUPERSEDED))
+        elif recorded:
+            committed.append(job.outcomes[0][1] if isinstance(job, Batch) else job.done)
         return recorded
 
     ending = _Ending()
@@ -195,7 +198,7 @@ async def _attempt(handler: Handler, execution: Execution, event: Event, attempt
         await execution.close()
     if superseded:
         raise superseded[0]
-    return DONE if outcome is None else outcome
+    return committed[0] if outcome is None else outcome
 
 
 class _Ending:

@@ -106,8 +106,10 @@ class App:
 
         A transactional handler's `Done` means that it is committed, with its outcome: that cannot be changed any more,
         and what tries to is logged as an error, `middleware.too_late`. Any other outcome means that the transaction is
-        rolled back. When a run ends without an outcome, because the worker stops or another one has the event, `next`
-        raises. Handlers with `batch=` have `batch_middleware`; with `pool="process"` it stays in the worker's process.
+        rolled back. `Done.result` is what is kept of what the handler returned; a plain one's may be replaced, and
+        `Done()` leaves none. When a run ends without an outcome, because the worker stops or another one has the event,
+        `next` raises. Handlers with `batch=` have `batch_middleware`; with `pool="process"` it stays in the worker's
+        process.
 
         Raises `HandlerError` for what is not `async def`.
 
@@ -185,7 +187,9 @@ class App:
         is in both by way of them is final, and `()` takes back what the app says of `dead_on`. Neither concerns
         `RetryLater`, `Snooze` and `Reject`; `retry_on` not a payload that does not fit, either, which is tried again.
 
-        The function may return `Done()`, `Retry(…)` or `Dead(…)`; anything else is done.
+        The function may return `Retry(…)` or `Dead(…)`. Anything else is done, and is kept with the delivery as its
+        result, for `outbox.status`: a value by the rules of payloads, of at most 8 KiB as JSON. What is larger or no
+        JSON is dropped, with one warning of the process (`result.not_kept`). `Done(result=…)` says the same.
 
         `start` is where a new handler begins: `"beginning"` with all events that are retained, `"now"` with what is
         added after it was first registered, an aware datetime with what was added from then on, and with the rest of
@@ -197,8 +201,8 @@ class App:
         `concurrency` are those of a batch. The outcomes of a transactional batch commit with it. When the handler
         raises, the halves of the batch are run in its place, until the bad events are alone; only those cost an
         attempt. It may return an outcome for each event instead: a list in their order or a dict by `event.id`, with
-        None for done and an exception for what failed. Events that failed that way are recorded in the same transaction
-        as the others.
+        None or `Done(result=…)` for done and an exception for what failed. Events that failed that way are recorded in
+        the same transaction as the others.
 
         `at_most_once=True` is for the rare plain handler that must never run twice for an event: before the run its
         delivery is recorded as dead, with a dead letter that says "interrupted", and as done after it. A failure, a

@@ -61,12 +61,12 @@ class Batch(Job):
         return True
 
     def change(self, values: Iterable[tuple[Job, Any]]) -> None:
-        """Put `DONE`, or what an error means, in the place of what came of these."""
+        """Put `Done`, or what an error means, in the place of what came of these."""
         found = dict(self.outcomes)
         for job, value in values:
-            if value is DONE:
+            if isinstance(value, Done):
                 self.errors.pop(job, None)
-                found[job] = DONE
+                found[job] = DONE if value.result is None else job.lane.worked(value)
             else:
                 self.errors[job] = value
                 found[job] = self.decide(job, value)
@@ -83,14 +83,14 @@ def halves(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
 
 
 def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
-    """What a handler says of each event: `DONE` or an exception.
+    """What a handler says of each event: `Done` or an exception.
 
     It returns None when all went well, one outcome for all events, or one value for each, in order or by event id: an
     outcome or an exception. None stands for done, also for ids that are not mentioned. Raises `BatchAnswerError` for
     anything else.
     """
     if returned is None or isinstance(returned, Done):
-        return [(job, DONE) for job in jobs]
+        return [(job, returned or DONE) for job in jobs]
     if (of_all := said(returned)) is not None:
         return [(job, of_all) for job in jobs]
     values: Sequence[Any]
@@ -108,10 +108,7 @@ def answers(jobs: Sequence[Job], returned: object) -> list[tuple[Job, Any]]:
     for value in values:
         if not (value is None or isinstance(value, Done | Retry | Dead | BaseException)):
             raise BatchAnswerError(f"it holds a {type(value).__name__}")
-    return [
-        (job, DONE if value is None or isinstance(value, Done) else said(value) or value)
-        for job, value in zip(jobs, values, strict=True)
-    ]
+    return [(job, DONE if value is None else said(value) or value) for job, value in zip(jobs, values, strict=True)]
 
 
 def check(name: str, binding: Binding, batch: int | None, batch_wait: float | None, pool: str | None) -> None:

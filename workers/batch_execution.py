@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from psycopg import AsyncClientCursor, AsyncConnection, ClientCursor
 from sqlalchemy import Connection
 
 from workers.batch import Batch
@@ -16,9 +15,9 @@ from workers.errors import SupersededError
 from workers.execution import Execution
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import Dead, Done, Outcome, Retry, Snoozed
+from workers.outcome import DONE, Dead, Done, Outcome, Retry, Snoozed
 from workers.queries import sql
-from workers.transaction import SUPERSEDED, commit_with, finish_leased
+from workers.transaction import SUPERSEDED, commit_with, finish_leased, insert_with_results, merged
 
 
 def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
@@ -32,12 +31,18 @@ def write_outcomes(connection: Connection, job: Job, schema: str) -> None:
     outcomes = job.outcomes
     if any(job.closed for job, _ in outcomes):
         raise SupersededError(SUPERSEDED)
-    done = [job for job, outcome in outcomes if isinstance(outcome, Done)]
-    if finished := [job for job in done if job.lease is not None]:
+    done = [(job, outcome) for job, outcome in outcomes if isinstance(outcome, Done)]
+    if finished := [each for each in done if each[0].lease is not None]:
         finish_leased(connection, finished, schema)
-    statements = [_merged(connection, sql(name, schema), params) for name, params in _failed(outcomes)]
-    if first := [job for job in done if job.lease is None]:
-        statements.append(_commit_batch(first, schema))
+    statements = [merged(connection, sql(name, schema), params) for name, params in _failed(outcomes)]
+    if first := [each for each in done if each[0].lease is None]:
+        # All in one, so that two workers with the same events meet them in the same order.
+        plain = all(outcome is DONE for _, outcome in first)
+        statements.append(
+            _commit_batch([job for job, _ in first], schema)
+            if plain
+            else insert_with_results(connection, first, schema)
+        )
     if statements:
         commit_with(connection, ";\n".join(statements), schema)
 
@@ -51,13 +56,6 @@ def _failed(outcomes: list[tuple[Job, Outcome]]) -> Iterator[tuple[str, dict[str
         yield "retry", first_failures(failed)
     if failed := [(job, outcome) for job, outcome in late if job.lease is not None]:
         yield "finish_retry", failures(failed)
-
-
-def _merged(connection: Connection, statement: str, params: dict[str, Any]) -> str:
-    """The statement with its values put in, quoted by the driver."""
-    driver: Any = connection.connection.driver_connection
-    cursor = AsyncClientCursor if isinstance(driver, AsyncConnection) else ClientCursor
-    return str(cursor(driver).mogrify(statement, params))
 
 
 def _commit_batch(jobs: list[Job], schema: str) -> str:

@@ -10,8 +10,8 @@ from outbox.event import Event
 from workers.batch import Batch
 from workers.errors import HandlerError, Snooze
 from workers.job import Job
-from workers.middleware import Attempt, Run, through
-from workers.outcome import DONE, Done, Outcome, Snoozed, said
+from workers.middleware import Attempt, Run, put_in_place, through
+from workers.outcome import Done, Outcome, Snoozed, said
 
 Outcomes: TypeAlias = Mapping[UUID, Outcome]
 BatchNext: TypeAlias = Callable[[Sequence[Event]], Awaitable[Outcomes]]
@@ -43,9 +43,15 @@ class BatchAttempt(Attempt):
 
     def changed(self, final: Any) -> str | None:
         try:
-            return next((f"{job.event_id}: {outcome!r}" for job, outcome in self._changes(final)), None)
+            return next(self._shown(final), None)
         except HandlerError as error:
             return str(error)
+
+    def _shown(self, final: Any) -> Iterator[str]:
+        before = dict(self._batch.outcomes)
+        for job, outcome in self._changes(final):
+            if (changed := put_in_place(before.get(job), outcome)) is not None:
+                yield f"{job.event_id}: {changed}"
 
     def take(self, final: Any) -> None:
         self._batch.change([(job, _value(outcome)) for job, outcome in self._changes(final)])
@@ -73,4 +79,4 @@ _ADVICE = "return what `await next(events)` gives, or a dict with workers.Done, 
 def _value(outcome: Outcome) -> Any:
     if isinstance(outcome, Snoozed):
         return Snooze(outcome.delay, outcome.reason)
-    return DONE if isinstance(outcome, Done) else said(outcome)
+    return outcome if isinstance(outcome, Done) else said(outcome)

@@ -29,7 +29,8 @@ from workers.dependencies import composed
 from workers.errors import ChildFailedError
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import Outcome, take
+from workers.outcome import Done, take
+from workers.result import NotKept, kept
 from workers.soft_timeout import in_main_thread
 
 HEADER = struct.Struct("!Q")
@@ -72,7 +73,7 @@ class Request:
 class Answer:
     """How a run ended: well, or with an exception, of which there is `error` or at least `text`."""
 
-    value: Outcome | None = None
+    value: Done | NotKept | None = None
     error: BaseException | None = None
     text: str | None = None
     """What the error says and where it was raised: its traceback does not survive the way between processes."""
@@ -166,8 +167,8 @@ def _answer(handler: Handler, call: Callable[..., Any], request: Request) -> byt
     try:
         value = contextvars.copy_context().run(_called, handler, call, job, request.carried)
         take(value)
-        # Anything else that it returns means nothing, and may be large.
-        return pack(Answer(value if isinstance(value, Outcome) else None))
+        # As its JSON: the value itself may be large, or of a type that does not travel.
+        return pack(Answer(None if value is None else kept(value)))
     except BaseException as error:
         return pack(failed(error))
 

@@ -17,7 +17,7 @@ from workers.lane import Source
 from workers.link import Servers, Unreachable, by_server, exchange
 from workers.measures import Measures
 from workers.once import Mark
-from workers.outcome import Dead, Done, Expired, Outcome, Retry, Snoozed
+from workers.outcome import DONE, Dead, Done, Expired, Outcome, Retry, Snoozed
 from workers.patience import until_back
 from workers.refusal import stand_in
 
@@ -161,12 +161,15 @@ class Recorder:
     async def _record(self, batch: list[tuple[Job, Outcome | None]]) -> None:
         done: list[Job] = []
         finished: list[Job] = []
+        with_result: list[tuple[Job, Done]] = []
         failed: list[tuple[Job, Retry | Snoozed]] = []
         failed_again: list[tuple[Job, Retry | Snoozed]] = []
         expired: dict[str, list[Job]] = defaultdict(list)
         for job, outcome in batch:
-            if isinstance(outcome, Done):
+            if outcome is DONE:
                 (done if job.lease is None else finished).append(job)
+            elif isinstance(outcome, Done):
+                with_result.append((job, outcome))
             elif isinstance(outcome, Retry | Snoozed):
                 (failed if job.lease is None else failed_again).append((job, outcome))
                 job.lane.next_due = min(job.lane.next_due, asyncio.get_running_loop().time() + (outcome.delay or 0.0))
@@ -178,6 +181,8 @@ class Recorder:
             await self._database.write("done", keys(done))
         if finished:
             await self._finish(finished)
+        if with_result:
+            await self._keep(with_result)
         if failed:
             await self._database.write("retry", first_failures(failed))
         if failed_again:
@@ -191,6 +196,19 @@ class Recorder:
         leased = [job for job in jobs if not isinstance(job.lease, Mark)]
         if leased:
             await self._database.write("finish_done", keys(leased) | leases(leased))
+
+    async def _keep(self, done: list[tuple[Job, Done]]) -> None:
+        """As `_record` does for those that left no result."""
+        first = [(job, outcome) for job, outcome in done if job.lease is None]
+        marked = [(job, outcome) for job, outcome in done if isinstance(job.lease, Mark)]
+        leased = [(job, outcome) for job, outcome in done if not (job.lease is None or isinstance(job.lease, Mark))]
+        if first:
+            await self._database.write("done_with_result", results(first))
+        if marked:
+            proofs = beginnings([job for job, _ in marked])
+            await self._database.write("finish_once_with_result", results(marked) | proofs)
+        if leased:
+            await self._database.write("finish_done_with_result", results(leased) | leases([job for job, _ in leased]))
 
     async def bury(self, job: Job, error: str, traceback: str | None = None, *, cost: int = 1) -> None:
         """Make a delivery dead, with its dead letter. Raises `RowRefusedError`."""
@@ -229,6 +247,11 @@ def keys(jobs: list[Job]) -> dict[str, Any]:
         "handlers": array([job.lane.name for job in jobs]),
         "ats": array([str(job.at) for job in jobs]),
     }
+
+
+def results(done: list[tuple[Job, Done]]) -> dict[str, Any]:
+    """The deliveries' keys as parameters, and their results, null for those without."""
+    return keys([job for job, _ in done]) | {"results": [outcome.json for _, outcome in done]}
 
 
 def leases(jobs: list[Job]) -> dict[str, Any]:

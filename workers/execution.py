@@ -22,7 +22,7 @@ from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
 from workers.middleware import Run, around
-from workers.outcome import take
+from workers.outcome import DONE, take
 from workers.processes import Processes
 from workers.soft_timeout import in_coroutine, in_thread
 from workers.threads import Threads
@@ -36,9 +36,12 @@ IDLE_MARGIN = 10.0
 
 
 def take_one(job: Job, returned: object) -> None:
-    """Raise what a handler's return value stands for, unless that is success."""
-    if returned is not None:
+    """Raise what a handler's return value stands for, unless that is success: then it is what the run comes to."""
+    if returned is None:
+        job.done = DONE
+    else:
         take(returned)
+        job.done = job.lane.worked(returned)
 
 
 class Execution:

@@ -11,6 +11,7 @@ from uuid import UUID
 from outbox import trace
 from outbox.entry import from_microseconds
 from outbox.event import Event
+from workers.outcome import DONE
 
 if TYPE_CHECKING:
     from workers.lane import Lane, Source
@@ -25,8 +26,8 @@ class Job:
     """Event and bookkeeping of one attempt. Texts stay as they came until somebody asks for more."""
 
     __slots__ = (
-        "at", "attempt", "cause", "claimed", "closed", "crashes", "deadline", "entry_id", "event_id", "headers", "key",
-        "lane", "lease", "name", "payload", "source", "task", "ticket", "twins",
+        "at", "attempt", "cause", "claimed", "closed", "crashes", "deadline", "done", "entry_id", "event_id", "headers",
+        "key", "lane", "lease", "name", "payload", "source", "task", "ticket", "twins",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, event_id: str, at: int, name: str, key: str, payload: str, headers: str) -> None:
@@ -51,6 +52,8 @@ class Job:
         """Why the worker ends this run: timeout, lost or stop."""
         self.closed = False
         """The outcome is decided; whatever the run still does counts no more."""
+        self.done = DONE
+        """What it comes to if the run works: with the handler's result, if that left one."""
         self.twins: list[tuple[Source, bytes]] | None = None
         """Other entries of the same event, acknowledged together with this one."""
 

@@ -20,7 +20,8 @@ from workers import crash, failure, prefetch
 from workers.errors import ChildDiedError, DecidedError, HandlerTimeoutError, RetryLater, Snooze, SupersededError
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import DONE, Dead, Outcome, judge
+from workers.outcome import DONE, Dead, Done, Outcome, judge
+from workers.result import kept
 
 if TYPE_CHECKING:
     from workers.delivery import Recorder
@@ -95,6 +96,7 @@ class Lane:
         """Retries among the active."""
         self._running: dict[Job, None] = {}
         self._ending: dict[Job, None] = {}
+        self._warned = False
         self._abandoned: set[asyncio.Task[None]] = set()
         self._measured: tuple[Job, float] | None = None
         self._loop = asyncio.get_running_loop()
@@ -183,7 +185,7 @@ class Lane:
             if job.headers:
                 trace.receive(json.loads(job.headers))
             if not await self._run(job):
-                outcome = DONE
+                outcome = job.done
         except SupersededError:
             if not job.closed:
                 self._log.info("delivery.superseded", **job.facts())
@@ -223,6 +225,16 @@ class Lane:
             backoff=self.handler.backoff,
             random=random(),
         )
+
+    def worked(self, returned: object) -> Done:
+        """What a run that returned this comes to. A result that cannot be kept is told of once, and dropped."""
+        found = kept(returned)
+        if isinstance(found, Done):
+            return found
+        if not self._warned:
+            self._warned = True
+            self._log.warning("result.not_kept", type=found.type, why=found.why)
+        return DONE
 
     def _named(self, job: Job, error: BaseException) -> BaseException:
         if job.cause == "timeout" and isinstance(error, asyncio.CancelledError | HandlerTimeoutError):

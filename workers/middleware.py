@@ -90,6 +90,7 @@ class Attempt(ABC):
         if self.begun and job.lane.handler.at_most_once:
             raise HandlerError("a middleware must not run a handler with at_most_once=True again")
         self.begun = True
+        job.done = DONE
         try:
             self.committed = await self._run(job)
         except BaseException as error:
@@ -122,6 +123,16 @@ class Attempt(ABC):
         """Let the run end as the outermost middleware says: return for done, or raise."""
 
 
+def put_in_place(committed: Outcome | None, final: Any) -> str | None:
+    """What middleware has put in the place of this outcome, to be shown without a result's value. A `Done` without a
+    result takes nothing back."""
+    if not isinstance(final, Done):
+        return repr(final)
+    if not isinstance(committed, Done):
+        return "Done()"
+    return None if final.result in (None, committed.result) else "Done with another result"
+
+
 class SingleAttempt(Attempt):
     """The run of one event."""
 
@@ -135,14 +146,14 @@ class SingleAttempt(Attempt):
 
     def worked(self) -> Outcome:
         self.error = None
-        return DONE
+        return self._job.done
 
     def failed(self, error: BaseException) -> Outcome:
         self.error = error
         return self._job.lane.decide(self._job, error)
 
     def changed(self, final: Any) -> str | None:
-        return None if isinstance(final, Done) else repr(final)
+        return put_in_place(self.outcome, final)
 
     def take(self, final: Any) -> None:
         if final is self.outcome:
@@ -154,3 +165,4 @@ class SingleAttempt(Attempt):
         if not isinstance(final, Outcome):
             raise HandlerError(f"a middleware returned {final!r}: return what `await next(event)` gives, or an outcome")
         take(final)
+        self._job.done = self._job.lane.worked(final)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from workers.backoff import Delays
 from workers.errors import Reject, RetryLater, Snooze, seconds
@@ -18,8 +19,15 @@ MAX_CRASHES = 3
 class Done:
     """It worked. A handler may return it; None, or whatever is no outcome, means the same.
 
-    >>> return workers.Done()
+    `result` is what is kept of it with the delivery, for `outbox.status`: a JSON value of at most 8 KiB. To return the
+    value itself says the same; None is none.
+
+    >>> return workers.Done(result={"pages": 3})
     """
+
+    result: Any = field(default=None, hash=False)
+    json: str | None = field(default=None, init=False, compare=False, repr=False)
+    """The result as it is stored, once the worker has looked at it."""
 
 
 @dataclass(frozen=True, slots=True, init=False)

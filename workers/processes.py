@@ -21,7 +21,8 @@ from workers.errors import ChildDiedError, ChildFailedError, ChildTraceback, Han
 from workers.failure import describe
 from workers.handler import Handler
 from workers.job import Job
-from workers.outcome import Outcome
+from workers.outcome import Done
+from workers.result import NotKept
 
 START_LIMIT = 60.0
 """Seconds that a child may take to import its handler."""
@@ -154,8 +155,8 @@ class Processes:
         self._children: set[Child] = set()
         self._closed = False
 
-    async def run(self, job: Job) -> Outcome | None:
-        """Run one delivery, and give the outcome that the handler returned, if any. Raises what the handler raised.
+    async def run(self, job: Job) -> Done | NotKept | None:
+        """Run one delivery, and give what its child says of a result, if there is one. Raises what the handler raised.
 
         Raises `ChildDiedError` if the child died in the middle of it, `ChildFailedError` if there is none that could
         run it, and `HandlerTimeoutError` when it was interrupted.
@@ -223,7 +224,7 @@ class Processes:
         await asyncio.gather(*(child.close() for child in list(self._children)))
 
 
-def _unwrap(answer: Answer) -> Outcome | None:
+def _unwrap(answer: Answer) -> Done | NotKept | None:
     if answer.text is None:
         return answer.value
     raise (answer.error or ChildFailedError(answer.text)) from ChildTraceback(answer.text, answer.trace)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import psycopg
 import sqlalchemy.exc
+from psycopg import AsyncClientCursor, AsyncConnection, ClientCursor
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy import event as hooks
@@ -18,9 +19,10 @@ from sqlalchemy.orm import Session
 
 from outbox.failpoints import reach
 from workers.database import SET_IF_DIRECT
-from workers.delivery import keys, leases
+from workers.delivery import keys, leases, results
 from workers.errors import SessionOwnedError, Snooze, SupersededError
 from workers.job import Job
+from workers.outcome import DONE, Done
 from workers.queries import sql
 from workers.refusal import LOCK_NOT_AVAILABLE
 
@@ -140,16 +142,22 @@ def record_on_commit(engine: Engine, schema: str, write: Write) -> None:
 def write_outcome(connection: Connection, job: Job, schema: str) -> None:
     """The row of one delivery, as the end of its transaction. Raises as `commit_with`."""
     if job.lease is not None:
-        finish_leased(connection, [job], schema)
-    else:
+        finish_leased(connection, [(job, job.done)], schema)
+    elif job.done is DONE:
         commit_with(connection, _commit_done(job, schema), schema)
+    else:
+        commit_with(connection, insert_with_results(connection, [(job, job.done)], schema), schema)
 
 
-def finish_leased(connection: Connection, jobs: list[Job], schema: str) -> None:
+def finish_leased(connection: Connection, done: list[tuple[Job, Done]], schema: str) -> None:
     """The rows of retries that worked. Raises `SupersededError` if a lease is gone, and `Snooze` as `commit_with`."""
+    jobs = [job for job, _ in done]
+    name, params = "finish_done", keys(jobs)
+    if any(outcome is not DONE for _, outcome in done):
+        name, params = "finish_done_with_result", results(done)
     with _put_off():
         connection.exec_driver_sql(WAIT_BRIEFLY)
-        rows = connection.exec_driver_sql(sql("finish_done", schema), keys(jobs) | leases(jobs)).fetchall()
+        rows = connection.exec_driver_sql(sql(name, schema), params | leases(jobs)).fetchall()
         connection.exec_driver_sql(WAIT_AS_BEFORE)
     if len(rows) != len(jobs):
         raise SupersededError(SUPERSEDED)
@@ -227,6 +235,18 @@ def _commit_done(job: Job, schema: str) -> str:
     # Text without parameters travels with its COMMIT in one message. An id, a name and a number need no quoting.
     statement = sql("commit_done", schema)
     return statement.replace("{id}", job.event_id).replace("{handler}", job.lane.name).replace("{at}", str(job.at))
+
+
+def insert_with_results(connection: Connection, done: list[tuple[Job, Done]], schema: str) -> str:
+    """The statement that writes the rows of first attempts that worked, with their results: for `commit_with`."""
+    return merged(connection, sql("insert_with_result", schema), results(done))
+
+
+def merged(connection: Connection, statement: str, params: dict[str, Any]) -> str:
+    """The statement with its values put in, quoted by the driver."""
+    driver: Any = connection.connection.driver_connection
+    cursor = AsyncClientCursor if isinstance(driver, AsyncConnection) else ClientCursor
+    return str(cursor(driver).mogrify(statement, params))
 
 
 def repeatable(error: BaseException) -> Literal["conflict", "connection"] | None:

@@ -18,7 +18,8 @@ from outbox.database import Database, opened
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came of an event at one handler. `due_at` is set while it is retrying."""
+    """What came of an event at one handler. `due_at` is set while it is retrying; `result` is what the handler returned
+    when it was done, None if that is not kept."""
 
     handler: str
     state: Literal["done", "retrying", "dead", "cancelled"]
@@ -27,6 +28,7 @@ class Delivery:
     due_at: datetime | None
     updated_at: datetime
     error: str | None
+    result: Any = None
 
 
 @dataclass(frozen=True)

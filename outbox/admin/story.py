@@ -36,7 +36,8 @@ class Failure:
 @dataclass(frozen=True)
 class HandlerStory:
     """The event at one handler. `passed` is for a handler that began after this event, or whose outcome went with the
-    retention. `failures` are the last ten; `error` is the last in full, and None once it is done."""
+    retention. `failures` are the last ten; `error` is the last in full, and None once it is done. `result` is what the
+    handler returned when it was done: a JSON value, None if it returned nothing that is kept."""
 
     handler: str
     state: Literal["waiting", "retrying", "dead", "done", "cancelled", "passed"]
@@ -44,6 +45,7 @@ class HandlerStory:
     replays: int = 0
     failures: tuple[Failure, ...] = ()
     error: str | None = None
+    result: Any = None
     due_at: datetime | None = None
     updated_at: datetime | None = None
     waits_for: Wait | None = None

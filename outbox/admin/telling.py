@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +11,9 @@ from uuid import UUID
 
 from outbox.admin.story import Failure, HandlerStory, Moment, State, Story, Wait
 from outbox.position import Position
+
+MOST_SHOWN = 200
+"""Characters of a result in the time line."""
 
 
 def tell(id: UUID, facts: Mapping[str, Any]) -> Story:
@@ -74,6 +78,7 @@ def _at_handler(
         replays=delivery["replays"],
         failures=tuple(Failure(**{**each, "at": _time(each["at"])}) for each in delivery["failures"] or ()),
         error=delivery["error"],
+        result=delivery["result"],
         due_at=delivery["due_at"] and _time(delivery["due_at"]),
         updated_at=_time(delivery["updated_at"]),
         waits_for=_before_retry(seen, name, row, delivery) if delivery["state"] == "retrying" else None,
@@ -221,7 +226,8 @@ def _at(story: HandlerStory, letter: Mapping[str, Any] | None) -> list[Moment]:
         times = f"{story.attempts} attempt{'' if story.attempts == 1 else 's'}"
         again = {0: "", 1: ", replayed once"}.get(story.replays, f", replayed {story.replays} times")
         error = f": {story.error}" if story.error else ""
-        found.append(Moment(story.updated_at, story.state, story.handler, f"{times}{again}{error}"))
+        result = "" if story.result is None else f", result {_shortened(story.result)}"
+        found.append(Moment(story.updated_at, story.state, story.handler, f"{times}{again}{error}{result}"))
     elif story.due_at is not None:
         found.append(Moment(story.due_at, "due", story.handler, f"attempt {story.attempts + 1}"))
     return found
@@ -230,6 +236,11 @@ def _at(story: HandlerStory, letter: Mapping[str, Any] | None) -> list[Moment]:
 def _position(row: Mapping[str, Any], which: str) -> Position | None:
     tick, seq = row[f"{which}_tick"], row[f"{which}_seq"]
     return None if tick is None else Position(tick, seq)
+
+
+def _shortened(result: Any) -> str:
+    text = json.dumps(result, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
 def _time(text: str) -> datetime:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import psycopg
@@ -35,7 +35,8 @@ import workers
 from console.main import run
 from console.servers import free_port
 from outbox import Event
-from outbox_testing import run_sync
+from outbox.settings import Settings
+from outbox_testing import drain, run_sync
 from workers import App, Backoff, Context, Reject, RetryLater, Snooze
 from workers.dependencies import composed
 
@@ -357,6 +358,36 @@ def test_the_shown_batch_middleware_puts_off_all_events_of_an_outage(names: dict
         raise ConnectionError
 
     assert run_sync(app, "h", {"order_id": 1}) == workers.Retry(60, "RetryLater: the mail server is away")
+
+
+def test_the_shown_endpoint_tells_the_result_of_the_shown_handler_when_it_is_there(
+    names: dict[str, Any], database_url: str, outbox_redis_url: str
+) -> None:
+    settings = Settings(database_url=database_url, redis_url=outbox_redis_url, prefix="shown", _env_file=None)
+    engine = create_async_engine(settings.sqlalchemy_url())
+
+    async def get_session() -> Any:
+        async with AsyncSession(engine) as opened:
+            yield opened
+
+    app, web = names["app"], names["web"] = App(), FastAPI()
+    names |= {"Any": Any, "Depends": Depends, "UUID": UUID, "get_session": get_session}
+    names["render"] = lambda month: f"https://files.shop.example/{month}"
+    exec(block("async def report"), names)
+
+    async def poll() -> None:
+        async with AsyncSession(engine) as session:
+            event = outbox.add(session, "report_wanted", month="2026-01")
+            await session.commit()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(web), base_url="http://shop") as client:
+            assert (await client.get(f"/reports/{event.id}")).json() == {"state": "waiting", "results": {}}
+            await drain(app, settings)
+            url = "https://files.shop.example/2026-01"
+            done = {"state": "done", "results": {"draw": {"url": url}}}
+            assert (await client.get(f"/reports/{event.id}")).json() == done
+        await engine.dispose()
+
+    asyncio.run(poll())
 
 
 def test_upkeep_by_hand_works(database_url: str, outbox_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,18 +38,20 @@ app = workers.App()
 QUICK = Backoff(initial=0.01, jitter=0)
 
 @app.handler("paid")
-def book(session: Session, number: int) -> None:
+def book(session: Session, number: int) -> str:
     session.execute(text("INSERT INTO booking VALUES (:number)"), {"number": number})
     outbox.add(session, "booked", number=number)
+    return "booked"
 
 @app.handler("booked")
-async def announce(number: int) -> None:
-    pass
+async def announce(number: int) -> str:
+    return "announced"
 
 @app.handler("paid", backoff=QUICK)
-def stumble(number: int, context: workers.Context) -> None:
+def stumble(number: int, context: workers.Context) -> str:
     if context.attempt == 1:
         raise RuntimeError("once")
+    return "stumbled"
 
 @app.handler("paid", backoff=QUICK, max_attempts=2)
 def refuse(number: int) -> None:
@@ -173,6 +175,9 @@ def test_writer_relay_and_worker_do_their_whole_work_under_their_own_roles(
         wait_unless_denied(
             lambda: all(counts(handler) == {"done": 3} for handler in ("book", "announce", "stumble")), "done", logs
         )
+        results = "SELECT handler, min(result #>> '{}') FROM outbox.delivery WHERE state = 'done' GROUP BY handler"
+        kept = {"book": "booked", "announce": "announced", "stumble": "stumbled"}
+        assert dict(owner.execute(results).fetchall()) == kept
         wait_unless_denied(lambda: counts("refuse") == {"dead": 3}, "dead letters", logs)
         (tmp_path / "mended").touch()
         assert admin.replay(database_url, admin.Selection(handler="refuse"), reason="mended").count == 3

@@ -55,6 +55,13 @@ def test_answers_come_in_order_or_by_id_and_none_means_done() -> None:
     assert answers(three, {first.event().id: None, second.event_id: error}) == expected
 
 
+def test_an_answer_may_have_a_result_for_one_event_or_for_all() -> None:
+    first, second = two = jobs(2)
+    assert answers(two, [Done("one"), None]) == [(first, Done("one")), (second, DONE)]
+    assert answers(two, {second.event_id: Done("other")}) == [(first, DONE), (second, Done("other"))]
+    assert answers(two, Done("both")) == [(first, Done("both")), (second, Done("both"))]
+
+
 def test_outcomes_are_answers_for_one_event_or_for_all() -> None:
     first, second = two = jobs(2)
     later, dead = answers(two, [workers.Retry(5, "busy"), workers.Dead("no")])

@@ -31,7 +31,7 @@ def handler(**other: Any) -> dict[str, Any]:
 def delivery(state: str = "done", **other: Any) -> dict[str, Any]:
     usual = {
         "handler": "h", "state": state, "attempts": 1, "replays": 0, "due_at": None, "leased": False, "error": None,
-        "failures": None, "updated_at": ago(seconds=1),
+        "failures": None, "result": None, "updated_at": ago(seconds=1),
     }  # fmt: skip
     return usual | other
 
@@ -55,6 +55,17 @@ def story(*handlers: dict[str, Any], deliveries: Any = (), **other: Any) -> Stor
         "writers": [],
     }  # fmt: skip
     return tell(ID, usual | other)
+
+
+def test_the_time_line_tells_the_beginning_of_a_result_and_the_handler_has_all_of_it() -> None:
+    told = story(handler(), deliveries=[delivery(result={"pages": 3})])
+    assert told.moments[-1].detail == '1 attempt, result {"pages": 3}'
+    assert told.handlers[0].result == {"pages": 3}
+    told = story(handler(), deliveries=[delivery(result="a" * 8000)])
+    assert told.moments[-1].detail == f'1 attempt, result "{"a" * 198}…'
+    assert told.handlers[0].result == "a" * 8000
+    assert story(handler(), deliveries=[delivery(result=False)]).moments[-1].detail == "1 attempt, result false"
+    assert story(handler(), deliveries=[delivery()]).moments[-1].detail == "1 attempt"
 
 
 DOWN = {"tick": 6, "seq": 9, "paused": False, "leads": False}

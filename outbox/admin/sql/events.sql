@@ -4,7 +4,8 @@
 SELECT e.id, e.name, e.key, e.created_at, e.payload::text AS payload_json, e.headers,
        coalesce((SELECT json_agg(json_build_object(
                           'handler', d.handler, 'state', d.state, 'attempts', d.attempts, 'replays', d.replays,
-                          'due_at', d.due_at, 'updated_at', d.updated_at, 'error', d.error) ORDER BY d.handler)
+                          'due_at', d.due_at, 'updated_at', d.updated_at, 'error', d.error,
+                          'result', d.result) ORDER BY d.handler)
                    FROM {schema}.delivery AS d
                   WHERE d.event_id = e.id AND d.event_created_at = e.created_at), '[]') AS deliveries
   FROM (SELECT * FROM {schema}.event AS e WHERE {span} ORDER BY e.id DESC LIMIT %(most)s) AS e

@@ -1,5 +1,5 @@
 -- Erases events: each row stays where it is in the log, with its xid and seq, under a name that no handler has and without
--- content. What has no outcome is cancelled at every handler, what runs loses its lease, and errors may quote payloads. By
+-- content. What has no outcome is cancelled at every handler, what runs loses its lease, and errors and results may quote payloads. By
 -- primary keys, in their order.
 WITH chosen AS MATERIALIZED (
   SELECT e.id, e.created_at, e.name
@@ -23,4 +23,4 @@ SELECT c.id, h.name, c.created_at, 'cancelled', 0
  ORDER BY c.id, h.name
 ON CONFLICT (event_id, handler, event_created_at) DO UPDATE
    SET state = CASE d.state WHEN 'retrying' THEN 'cancelled' ELSE d.state END, due_at = NULL, lease = NULL, error = NULL,
-       failures = NULL, updated_at = clock_timestamp()
+       failures = NULL, result = NULL, updated_at = clock_timestamp()

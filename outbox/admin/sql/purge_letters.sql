@@ -12,7 +12,7 @@ WITH gone AS (
 ), cancelled AS (
   UPDATE {schema}.delivery AS d
      SET state = CASE d.state WHEN 'retrying' THEN 'cancelled' ELSE d.state END, due_at = NULL, lease = NULL, error = NULL,
-         failures = NULL, updated_at = clock_timestamp()
+         failures = NULL, result = NULL, updated_at = clock_timestamp()
     FROM gone AS g
    WHERE d.event_id = g.event_id AND d.handler = g.handler AND d.event_created_at = g.event_created_at
 )

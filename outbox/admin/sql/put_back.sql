@@ -1,4 +1,4 @@
--- Puts deliveries back among those that are due, with all their attempts; a dead letter of one counts as replayed. One that
+-- Puts deliveries back among those that are due, with all their attempts and without a result; a dead letter of one counts as replayed. One that
 -- went with its partition, or never was, gets a row; one that is in another state by now stays as it is. By primary key, in
 -- its order.
 WITH chosen AS (
@@ -11,5 +11,5 @@ INSERT INTO {schema}.delivery AS d (event_id, handler, event_created_at, state, 
 SELECT event_id, handler, event_created_at, 'retrying', 0, 1, clock_timestamp() FROM chosen ORDER BY event_id, handler
 ON CONFLICT (event_id, handler, event_created_at) DO UPDATE
    SET state = 'retrying', attempts = 0, crashes = 0, lease = NULL, replays = d.replays + 1, due_at = clock_timestamp(),
-       updated_at = clock_timestamp()
+       result = NULL, updated_at = clock_timestamp()
  WHERE d.state = ANY(%(states)s::text[])

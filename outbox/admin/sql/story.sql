@@ -60,7 +60,8 @@ SELECT json_build_object(
   'purged_at', (SELECT purged_at FROM purged),
   'deliveries', (SELECT coalesce(json_agg(json_build_object(
       'handler', handler, 'state', state, 'attempts', attempts, 'replays', replays, 'due_at', due_at,
-      'leased', lease IS NOT NULL, 'error', error, 'failures', failures, 'updated_at', updated_at) ORDER BY handler), '[]')
+      'leased', lease IS NOT NULL, 'error', error, 'failures', failures, 'result', result,
+      'updated_at', updated_at) ORDER BY handler), '[]')
       FROM delivered),
   'letters', (SELECT coalesce(json_agg(json_build_object(
       'handler', handler, 'key', key, 'event_created_at', event_created_at, 'attempts', attempts, 'error', error,

@@ -186,6 +186,46 @@ def test_a_handler_in_a_process_runs_in_one(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "heavy_tasks")
 
 
+@pytest.mark.parametrize("kind", ["plain", "thread", "transactional", "batch", "transactional batch"])
+def test_what_would_be_kept_of_a_returned_value_is_in_the_outcome(outbox_database_url: str, kind: str) -> None:
+    app = App()
+    with psycopg.connect(outbox_database_url, autocommit=True) as db:
+        if kind == "plain":
+
+            @app.handler("e", name="h")
+            async def plain(n: int) -> Any:
+                return ("sent", n) if n else {n}
+
+        elif kind == "thread":
+
+            @app.handler("e", name="h")
+            def in_thread(n: int) -> Any:
+                return ("sent", n) if n else {n}
+
+        elif kind == "transactional":
+
+            @app.handler("e", name="h")
+            async def transactional(n: int, session: AsyncSession) -> Any:
+                return ("sent", n) if n else {n}
+
+        elif kind == "batch":
+
+            @app.handler("e", name="h", batch=10)
+            async def batch(events: list[Event]) -> Any:
+                return [Done(("sent", each.payload["n"]) if each.payload["n"] else {0}) for each in events]
+
+        else:
+
+            @app.handler("e", name="h", batch=10)
+            def transactional_batch(events: list[Event], session: Session) -> Any:
+                return [Done(("sent", each.payload["n"]) if each.payload["n"] else {0}) for each in events]
+
+        assert run_sync(app, "h", {"n": 1}, database=outbox_database_url) == Done(result=["sent", 1])
+        assert run_sync(app, "h", {"n": 0}, database=outbox_database_url) == Done()
+        rows = db.execute("SELECT result FROM outbox.delivery ORDER BY result::text").fetchall()
+        assert rows == ([(["sent", 1],), (None,)] if "transactional" in kind else [])
+
+
 def test_a_run_that_takes_too_long_is_interrupted() -> None:
     app = App()
 

@@ -62,14 +62,16 @@ def test_commit_without_an_answer_is_looked_up_and_repeated_only_if_it_never_cam
     if batch is None:
 
         @app.handler("e", name="h")
-        async def one(n: int, session: AsyncSession) -> None:
+        async def one(n: int, session: AsyncSession) -> str:
             await effect([n], session)
+            return "it's done"
 
     else:
 
         @app.handler("e", name="h", batch=batch, batch_wait=0)
-        async def several(events: list[Event], session: AsyncSession) -> None:
+        async def several(events: list[Event], session: AsyncSession) -> workers.Done:
             await effect([event.payload["n"] for event in events], session)
+            return workers.Done(result="it's done")
 
     outbox.attach("h", "e")
     numbers = list(range(batch or 1))
@@ -89,6 +91,7 @@ def test_commit_without_an_answer_is_looked_up_and_repeated_only_if_it_never_cam
     assert runs == ([numbers] if lost == "reply" else [numbers, numbers])
     assert effects(outbox) == numbers
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
+    assert outbox.one("SELECT min(result::text), max(result::text) FROM outbox.delivery") == ('"it\'s done"',) * 2
 
 
 STANDING_STILL = """
