@@ -7,7 +7,9 @@ STAMP := $(VENV)/.installed
 # Tests start our programs hundreds of times: without the cache each would be compiled again.
 export PYTHONDONTWRITEBYTECODE :=
 
-PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal --durations 40
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+# Tests mostly wait: for servers, for leases that end.
+PYTEST = $(BIN)/python -m pytest -n $(shell expr $(CORES) + 2) --dist worksteal --durations 40
 POSTGRES_15 := $(wildcard /usr/lib/postgresql/15/bin)
 REDIS_7 := $(wildcard /usr/bin/redis-server)
 
@@ -61,7 +63,7 @@ model: $(STAMP)
 	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
 chaos-ci: $(STAMP)
-	$(BIN)/python -m tests.chaos --seeds 20 --length 4 --mutants --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m tests.chaos --seeds 12 --length 4 --mutants --jobs $(shell expr $(CORES) \* 2) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The command line as it is used: in a process of its own, on real servers."""
+"""The command line on real servers; in a process of its own where that is the subject."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def outbox(database_url: str, programs: Programs) -> Run:
-    """Runs `outbox` against this test's database; Redis is away unless said otherwise."""
+def outbox(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `outbox` in this process against this test's database; Redis is away unless said otherwise."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         given = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **variables}
-        return programs.run(["-m", "console.main", *arguments], env=environment(**given))
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("OUTBOX_")]:
+                patch.delenv(name)
+            for name, value in environment(**given).items():
+                patch.setenv(name, value)
+            # A schema that is given by flag becomes the process's.
+            patch.setenv("OUTBOX_SCHEMA", variables.get("OUTBOX_SCHEMA", "outbox"))
+            status = main.run(arguments)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
     return run
 

@@ -19,7 +19,7 @@ from forking import Forked, Programs
 
 from console.servers import Redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.oldest]
+pytestmark = pytest.mark.slow
 
 Db = psycopg.Connection[Any]
 
@@ -236,6 +236,7 @@ def test_a_replay_beside_running_workers_runs_what_was_asked_for_once_and_nothin
     assert reasons == [("mended", "first")]
 
 
+@pytest.mark.oldest
 def test_the_whole_path_runs_with_a_role_for_each_part(installation: Installation, db: Db, database_url: str) -> None:
     suffix = uuid4().hex[:8]
     roles = {part: f"{part}_{suffix}" for part in ("writer", "relay", "worker")}

@@ -21,7 +21,7 @@ from console.servers import Redis
 from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.oldest]
+pytestmark = pytest.mark.slow
 
 WRITERS = 2
 
@@ -184,6 +184,7 @@ def forget_scripts(cast: Any, server: Redis) -> None:
 LOSSES = (flush, restart, delete_streams, destroy_groups, forget_scripts)
 
 
+@pytest.mark.oldest
 def test_effects_survive_what_redis_forgets(
     stage: Any, business: Business, chance: random.Random, differences: Any, redis_server: Redis
 ) -> None:
@@ -199,6 +200,7 @@ def test_effects_survive_what_redis_forgets(
     stage.await_attached()
 
 
+@pytest.mark.oldest
 def test_effects_survive_kills_and_losses_together(
     stage: Any, business: Business, chance: random.Random, differences: Any, redis_server: Redis, turn: int
 ) -> None:

@@ -15,8 +15,6 @@ from outbox.admin.streams import streams
 from outbox.names import stream_key
 from outbox.redis import connect
 
-pytestmark = pytest.mark.oldest
-
 ROUND = 30
 """Events of each name in one go."""
 
@@ -25,6 +23,7 @@ def slot(name: str) -> int:
     return key_slot(stream_key("outbox", name).encode())
 
 
+@pytest.mark.oldest
 @pytest.mark.slow
 def test_with_the_documented_rights_streams_on_all_nodes_are_served_and_shown_and_may_move_meanwhile(
     cluster: Any,

@@ -17,8 +17,6 @@ from console.servers import Postgres
 from outbox import migrations
 from outbox.settings import Settings
 
-pytestmark = pytest.mark.oldest
-
 
 @pytest.fixture(scope="module")
 def server(scratch: Path) -> Iterator[Postgres]:

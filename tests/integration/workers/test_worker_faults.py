@@ -22,8 +22,6 @@ from outbox.names import catch_up_key, stream_key
 from outbox.settings import Settings
 from workers import link
 
-pytestmark = pytest.mark.oldest
-
 INSERT = text("INSERT INTO effects VALUES (:n)")
 FAST = workers.Backoff(initial=0.01, jitter=0)
 KEY = stream_key("outbox", "e")
@@ -141,6 +139,7 @@ def test_while_postgres_is_away_nothing_is_acknowledged_and_afterwards_all_drain
     assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("fault", ["restarted empty", "FLUSHALL", "DEL", "XGROUP DESTROY", "XGROUP DELCONSUMER"])
 def test_whatever_redis_forgets_the_worker_goes_on_and_effects_are_once(
     fault: str, outbox: Any, work: Any, until: Any, redis_server: Any
@@ -207,6 +206,7 @@ def test_while_redis_is_away_outcomes_still_reach_postgres(
     work(app, scenario)
 
 
+@pytest.mark.oldest
 def test_killed_client_connections_lose_nothing(outbox: Any, work: Any, until: Any) -> None:
     outbox.attach("h", "e")
 
@@ -398,6 +398,7 @@ def test_a_session_of_the_handlers_own_is_none_of_the_workers_business(
     assert effects(outbox) == [1, 11, 12]
 
 
+@pytest.mark.oldest
 def test_deadlocked_transactions_are_repeated_in_place(outbox: Any, work: Any, until: Any) -> None:
     app, runs, both = workers.App(), [], asyncio.Event()
     update = text("UPDATE once SET n = n WHERE n = :n")

@@ -17,8 +17,6 @@ from outbox import admin
 from workers.job import Job
 from workers.lane import Lane
 
-pytestmark = pytest.mark.oldest
-
 LEASE = 2.0
 
 HEAD = """

@@ -17,8 +17,6 @@ from sqlalchemy.orm import Session
 import workers
 from outbox.settings import Settings
 
-pytestmark = pytest.mark.oldest
-
 
 @pytest.fixture(autouse=True)
 def _effects(outbox: Any) -> None:
