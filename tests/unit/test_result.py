@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 import workers
 from workers.middleware import put_in_place
 from workers.outcome import DONE, Done, Snoozed
+from workers.queries import sql
 from workers.result import LARGEST, NotKept, kept
 
 JSON = st.recursive(
@@ -173,3 +174,11 @@ def test_another_result_in_the_place_of_a_committed_one_is_told_without_its_valu
 
 def test_done_in_the_place_of_a_failure_that_was_committed_is_told() -> None:
     assert put_in_place(workers.Retry(5), Done("s3cret")) == "Done()"
+
+
+@pytest.mark.parametrize("name", ["done", "finish_done", "finish_once"])
+def test_a_statement_with_results_does_otherwise_what_the_one_without_does(name: str) -> None:
+    with_result = sql(f"{name}_with_result", "outbox")
+    for part in (" result = e.result::json,", ", e.result::json", ", %(results)s::text[]", ", result"):
+        with_result = with_result.replace(part, "")
+    assert with_result.split() == sql(name, "outbox").split()

@@ -126,6 +126,34 @@ def test_the_run_that_counts_is_the_last_and_a_failure_has_no_result(outbox: Any
     assert (runs, result(outbox)) == (2, None)
 
 
+CONFLICT = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('tries') = 1 THEN RAISE serialization_failure; END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER conflict AFTER INSERT ON effects
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION conflict();
+"""
+
+
+def test_a_transaction_that_is_repeated_leaves_the_result_of_the_one_that_commits(
+    outbox: Any, work: Any, until: Any
+) -> None:
+    app, answers = workers.App(), ["rolled back", None]
+    declare(app, "transactional", lambda: answers.pop(0))
+    outbox.sql.execute(CONFLICT)
+    outbox.attach("h", "e")
+
+    async def scenario(worker: workers.Worker) -> None:
+        outbox.publish("e", {})
+        await until(lambda: outbox.count("done") == 1)
+
+    work(app, scenario)
+    assert (answers, result(outbox)) == ([], None)
+
+
 @pytest.mark.parametrize("batch", [None, 1])
 def test_a_middleware_of_a_batch_sees_and_changes_results_too(
     outbox: Any, work: Any, until: Any, batch: int | None
