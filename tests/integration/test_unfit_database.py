@@ -99,11 +99,26 @@ def await_findings(service: Service, fit: Callable[[Findings], bool]) -> Finding
     return found
 
 
-def waits_until_mended(service: Service, sentence: str, mend: Callable[[], object]) -> None:
-    with running(service):
-        await_findings(service, lambda found: sentence in str(found.get("worker", found.get("relay"))))
-        mend()
-        await_findings(service, lambda found: set(found.values()) == {None})
+@pytest.fixture
+def waits_until_mended(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """See that a service says on its port and in its log what is wrong, and begins when that is mended; its log."""
+
+    def see(service: Service, sentence: str, mend: Callable[[], object]) -> str:
+        logged = ""
+
+        def says(found: Findings) -> bool:
+            nonlocal logged
+            logged += "".join(capsys.readouterr())
+            return sentence in str(found.get("worker", found.get("relay"))) and "server.refuses" in logged
+
+        with running(service):
+            await_findings(service, says)
+            mend()
+            await_findings(service, lambda found: set(found.values()) == {None})
+        assert sentence in logged
+        return logged
+
+    return see
 
 
 KINDS = pytest.mark.parametrize("kind", [Relaying, Working])
@@ -111,23 +126,23 @@ KINDS = pytest.mark.parametrize("kind", [Relaying, Working])
 
 @KINDS
 def test_tables_that_are_not_there_yet_are_waited_for(
-    kind: Callable[[Settings], Service], settings: Settings, empty_database_url: str, capsys: pytest.CaptureFixture[str]
+    kind: Callable[[Settings], Service],
+    settings: Settings,
+    empty_database_url: str,
+    waits_until_mended: Callable[..., str],
 ) -> None:
     empty = settings.model_copy(update={"database_url": SecretStr(empty_database_url)})
-    waits_until_mended(kind(empty), "run `outbox migrate`", lambda: migrations.apply(empty_database_url))
-    assert "server.refuses" in (logged := "".join(capsys.readouterr()))
-    assert "run `outbox migrate` first" in logged
+    waits_until_mended(kind(empty), "run `outbox migrate` first", lambda: migrations.apply(empty_database_url))
 
 
 @KINDS
 def test_tables_of_an_older_release_are_waited_for(
-    kind: Callable[[Settings], Service], settings: Settings, capsys: pytest.CaptureFixture[str]
+    kind: Callable[[Settings], Service], settings: Settings, waits_until_mended: Callable[..., str]
 ) -> None:
     with psycopg.connect(settings.libpq_url(), autocommit=True) as sql:
         sql.execute("UPDATE outbox.migration SET version = -version WHERE version > 1")
         again = "UPDATE outbox.migration SET version = -version WHERE version < 0"
         waits_until_mended(kind(settings), "of an older release: run `outbox migrate`", lambda: sql.execute(again))
-    assert "is of an older release: run `outbox migrate`" in "".join(capsys.readouterr())
 
 
 @pytest.fixture
@@ -145,7 +160,11 @@ def role(settings: Settings) -> Iterator[str]:
 @KINDS
 @pytest.mark.parametrize("right", ["USAGE ON SCHEMA outbox", "SELECT ON outbox.migration", "UPDATE ON outbox.handler"])
 def test_a_right_that_the_role_lacks_is_named_and_waited_for(
-    right: str, kind: Callable[[Settings], Service], settings: Settings, role: str, capsys: pytest.CaptureFixture[str]
+    right: str,
+    kind: Callable[[Settings], Service],
+    settings: Settings,
+    role: str,
+    waits_until_mended: Callable[..., str],
 ) -> None:
     url = settings.libpq_url()
     parts = urlsplit(url)
@@ -157,9 +176,7 @@ def test_a_right_that_the_role_lacks_is_named_and_waited_for(
         sql.execute(f"REVOKE {right} FROM {role}".encode())
         if kind is Relaying and "handler" in right:
             sql.execute("INSERT INTO outbox.handler (name, event_name) VALUES ('h', 'e')")
-        waits_until_mended(service, named, lambda: sql.execute(f"GRANT {right} TO {role}".encode()))
-    logged = "".join(capsys.readouterr())
-    assert named in logged
+        logged = waits_until_mended(service, named, lambda: sql.execute(f"GRANT {right} TO {role}".encode()))
     assert "outbox migrate --roles-sql" in logged
 
 
