@@ -126,7 +126,7 @@ async def _unanswered(handler: Handler, attempt: Callable[[Write], Awaitable[Out
 
     def commit(connection: Connection, job: Job, schema: str) -> None:
         record(connection, job, schema)
-        connection.exec_driver_sql("COMMIT")
+        connection.connection.commit()
         raise psycopg.OperationalError("the reply to COMMIT is lost")
 
     try:

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy import event as hooks
 from sqlalchemy.engine import AdaptedConnection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from outbox.failpoints import reach
 from workers.database import SET_IF_DIRECT
@@ -28,7 +28,7 @@ from workers.refusal import LOCK_NOT_AVAILABLE
 
 _ADVICE = (
     "the worker ends this transaction together with the delivery's outcome, so that both stand or fall as one; remove "
-    "session.{what}(). For a part that may fail on its own use session.begin_nested(); to fail the attempt, raise"
+    "{what}. For a part that may fail on its own use session.begin_nested(); to fail the attempt, raise"
 )
 
 SUPERSEDED = "another worker recorded an outcome first"
@@ -51,24 +51,49 @@ class HandlerSession(Session):
     """A session whose transaction belongs to the worker. Savepoints are the handler's."""
 
     ours = False
+    ended = False
+    """The transaction was ended by somebody else."""
 
     def commit(self) -> None:
         """Refused: the worker commits."""
-        if not self.ours:
-            raise SessionOwnedError(_ADVICE.format(what="commit"))
+        self._refuse("session.commit()")
         super().commit()
 
     def rollback(self) -> None:
         """Refused: raise to roll everything back."""
-        if not self.ours:
-            raise SessionOwnedError(_ADVICE.format(what="rollback"))
+        self._refuse("session.rollback()")
         super().rollback()
 
     def begin(self, nested: bool = False) -> Any:
         """Only savepoints: the transaction begins by itself."""
-        if not nested and not self.ours:
-            raise SessionOwnedError(_ADVICE.format(what="begin"))
+        if not nested:
+            self._refuse("session.begin()")
         return super().begin(nested=nested)
+
+    def close(self) -> None:
+        """Refused: it would roll everything back. So does the end of `with session:`."""
+        self._refuse("session.close(), or `with session:`")
+        super().close()
+
+    def reset(self) -> None:
+        """Refused, as `close`."""
+        self._refuse("session.reset()")
+        super().reset()
+
+    def invalidate(self) -> None:
+        """Refused, as `close`."""
+        self._refuse("session.invalidate()")
+        super().invalidate()
+
+    def _refuse(self, what: str) -> None:
+        if not self.ours:
+            raise SessionOwnedError(_ADVICE.format(what=what))
+
+
+@hooks.listens_for(HandlerSession, "after_transaction_end")
+def _end(session: HandlerSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and not session.ours:
+        session.ended = True
 
 
 def finish(session: Session, job: Job) -> None:
@@ -79,6 +104,8 @@ def finish(session: Session, job: Job) -> None:
     assert isinstance(session, HandlerSession)
     if job.closed or job.cause is not None:
         raise asyncio.CancelledError
+    if session.ended:
+        raise SessionOwnedError(_ADVICE.format(what="what ends it, such as session.get_transaction().rollback()"))
     reach("worker.committing")
     session.ours = True
     session.connection().info[_JOB] = job
@@ -126,10 +153,19 @@ def record_on_commit(engine: Engine, schema: str, write: Write) -> None:
     """Let every COMMIT of `engine` be preceded by the row of the delivery that it ends, as `write` writes it, after
     whatever the handler and its hooks still wrote."""
 
+    @hooks.listens_for(engine, "after_cursor_execute")
+    def _said(connection: Connection, *_: Any) -> None:
+        given: Any = connection.connection.dbapi_connection
+        if given.info.transaction_status == TransactionStatus.IDLE:
+            raise SessionOwnedError(_ADVICE.format(what="the statement that ended it, or AUTOCOMMIT"))
+
     @hooks.listens_for(engine, "commit")
     def _record(connection: Connection) -> None:
         try:
-            write(connection, connection.info.pop(_JOB), schema)
+            job = connection.info.pop(_JOB, None)
+            if job is None:
+                raise SessionOwnedError(_ADVICE.format(what="what commits, such as connection.commit()"))
+            write(connection, job, schema)
         except BaseException:
             # SQLAlchemy takes the transaction for ended: left open, it would be the next one's on this connection.
             try:

@@ -83,6 +83,19 @@ def test_effects_through_the_session_pass_and_are_there_once(
     assert len(calls) == 4, "two deaths before the commit, a run without an answer, and another one"
 
 
+def test_a_handler_that_closes_its_session_is_found_out(outbox_database_url: str, db: Db, check: Any) -> None:
+    app = App()
+
+    @app.handler("ordered")
+    async def count(n: int, session: AsyncSession) -> None:
+        async with session:
+            await session.execute(text("INSERT INTO effect VALUES ('count', :n)"), {"n": n})
+
+    with pytest.raises(AssertionError, match=r"remove session\.close\(\), or `with session:`"):
+        check(app, "count", {"n": 1}, state=list, database=outbox_database_url)
+    assert db.execute("SELECT * FROM effect").fetchall() == []
+
+
 def test_a_guard_inside_the_transaction_does_not_protect_what_is_done_outside(
     outbox_database_url: str, db: Db, check: Any
 ) -> None:

@@ -254,18 +254,60 @@ def test_what_commit_itself_finds_wrong_is_of_the_class_that_handlers_know(
     assert effects(outbox) == []
 
 
-@pytest.mark.parametrize("what", ["commit", "rollback", "begin"])
-def test_ending_the_workers_transaction_is_refused_with_advice(outbox: Any, work: Any, until: Any, what: str) -> None:
-    app = workers.App()
+async def _leave(session: AsyncSession) -> None:
+    async with session:
+        await session.execute(INSERT, {"n": 2})
+
+
+def _leave_now(session: Session) -> None:
+    with session:
+        session.execute(INSERT, {"n": 2})
+
+
+async def _end(session: AsyncSession, how: str) -> None:
+    await getattr(session.get_transaction(), how)()
+
+
+async def _end_connection(session: AsyncSession, how: str) -> None:
+    await getattr(await session.connection(), how)()
+
+
+WAYS_TO_END: dict[str, tuple[Callable[[AsyncSession], Any], Callable[[Session], Any]]] = {
+    "session.commit()": (lambda session: session.commit(), lambda session: session.commit()),
+    "session.rollback()": (lambda session: session.rollback(), lambda session: session.rollback()),
+    "session.begin()": (lambda session: session.begin(), lambda session: session.begin()),
+    "session.close()": (lambda session: session.close(), lambda session: session.close()),
+    "session.reset()": (lambda session: session.reset(), lambda session: session.reset()),
+    "session.invalidate()": (lambda session: session.invalidate(), lambda session: session.invalidate()),
+    "with session": (_leave, _leave_now),
+    "session.get_transaction().rollback()": (
+        lambda session: _end(session, "rollback"),
+        lambda session: session.get_transaction().rollback(),
+    ),
+    "connection.commit()": (
+        lambda session: _end_connection(session, "commit"),
+        lambda session: session.connection().commit(),
+    ),
+    "AUTOCOMMIT": (
+        lambda session: session.execute(text("ROLLBACK")),
+        lambda session: session.execute(text("ROLLBACK")),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_END)
+def test_ending_the_workers_transaction_is_refused_with_advice(outbox: Any, work: Any, until: Any, way: str) -> None:
+    app, (end, end_now) = workers.App(), WAYS_TO_END[way]
 
     @app.handler("e", max_attempts=1)
     async def h(session: AsyncSession) -> None:
         await session.execute(INSERT, {"n": 1})
-        await getattr(session, what)()
+        await end(session)
 
     @app.handler("f", max_attempts=1)
     def g(session: Session) -> None:
-        getattr(session, what)()
+        session.execute(INSERT, {"n": 1})
+        end_now(session)
 
     outbox.attach("h", "e")
     outbox.attach("g", "f")
@@ -277,8 +319,55 @@ def test_ending_the_workers_transaction_is_refused_with_advice(outbox: Any, work
 
     work(app, scenario)
     errors = [row[0] for row in outbox.sql.execute("SELECT error FROM outbox.dead_letter").fetchall()]
-    assert all("begin_nested" in error and f"session.{what}()" in error for error in errors)
+    assert all("begin_nested" in error and way in error for error in errors), errors
     assert effects(outbox) == []
+
+
+@EITHER
+def test_a_connection_of_the_session_that_is_rolled_back_is_not_taken_for_success(
+    outbox: Any, work: Any, until: Any, event: str, handler: str
+) -> None:
+    app = workers.App()
+
+    @app.handler("e", max_attempts=1)
+    async def h(session: AsyncSession) -> None:
+        await session.execute(INSERT, {"n": 1})
+        await _end_connection(session, "rollback")
+
+    @app.handler("f", max_attempts=1)
+    def g(session: Session) -> None:
+        session.execute(INSERT, {"n": 1})
+        session.connection().rollback()
+
+    outbox.attach(handler, event)
+    outbox.publish(event, {})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("dead") == 1)
+
+    work(app, scenario)
+    assert effects(outbox) == []
+
+
+@EITHER
+def test_a_transaction_that_a_statement_committed_is_said_to_be_so(
+    outbox: Any, work: Any, until: Any, event: str, handler: str
+) -> None:
+    app = workers.App()
+
+    @both(app, max_attempts=1)
+    def _(context: workers.Context, n: int) -> Any:
+        yield INSERT, {"n": n}
+        yield (text("COMMIT"),)
+
+    outbox.attach(handler, event)
+    outbox.publish(event, {"n": 1})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("dead") == 1)
+
+    work(app, scenario)
+    assert "begin_nested" in outbox.one("SELECT error FROM outbox.dead_letter")
 
 
 def test_savepoints_are_the_handlers_own(outbox: Any, work: Any, until: Any) -> None:
