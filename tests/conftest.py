@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import hypothesis
 import pytest
+import redis.utils
 import typer
 from forking import Programs
 
@@ -30,6 +32,10 @@ from outbox_testing.servers import scratch_folder
 
 # What is loaded and collected stays: looking for garbage among it takes a third of the time that collecting takes.
 gc.disable()
+
+# How long an example takes on a busy machine is nobody's promise.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_finish() -> None:
@@ -59,10 +65,12 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def command_line() -> Iterator[None]:
-    """The program is made of its functions once. That is the greater part of a call of `main.run`."""
+def worked_out_once() -> Iterator[None]:
+    """What libraries work out again and again: the program, made of its functions for every call of `main.run`, which
+    is the greater part of one; the Redis client's version, read from a file for every connection."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        patch.setattr(redis.utils, "get_lib_version", functools.cache(redis.utils.get_lib_version))
         yield
 
 
