@@ -32,11 +32,16 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def outbox(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def outbox(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], programs: Programs
+) -> Run:
     """Runs `outbox` in this process against this test's database; Redis is away unless said otherwise."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         given = {"OUTBOX_DATABASE_URL": database_url, "OUTBOX_REDIS_URL": "redis://127.0.0.1:1/0", **variables}
+        if arguments[0] == "upkeep":
+            # It sets up its process's logging, which would be the other tests'.
+            return programs.run(["-m", "console.main", *arguments], env=environment(**given))
         with monkeypatch.context() as patch:
             for name in [name for name in os.environ if name.startswith("OUTBOX_")]:
                 patch.delenv(name)

@@ -57,6 +57,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     for name in ("DATABASE_URL", "RELAY_DATABASE_URL", "REDIS_URL", "PREFIX", "LOG_LEVEL", "LOG_FORMAT"):
         monkeypatch.delenv(f"OUTBOX_{name}", raising=False)
     monkeypatch.setenv("OUTBOX_SCHEMA", "outbox")
+    # Of those that log: it would stay set up for other tests.
+    monkeypatch.setattr("outbox.telemetry.configure", lambda level, form: None)
     # Nothing is reached by it should a wrong value be let through.
     monkeypatch.setenv("OUTBOX_DATABASE_URL", "postgresql://app@127.0.0.1:1/shop")
 
