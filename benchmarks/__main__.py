@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("sweep", parents=[common], help="what the sweep costs on top of the relay")
     commands.add_parser("recovery", parents=[common], help="from the loss of all streams until all is done")
     commands.add_parser("replay", parents=[common], help="100,000 dead letters beside live events")
-    commands.add_parser("soak", parents=[common], help="a worker's memory over a million events")
+    commands.add_parser("soak", parents=[common], help="a worker's memory over a million events, and other kinds")
     commands.add_parser("days", parents=[common], help="ten days at a million events a day, simulated")
     kept = commands.add_parser("status", parents=[common], help="what people ask, when much has been kept")
     kept.add_argument("--events", type=positive, metavar="N", help="how many are kept (default 10,000,000)")

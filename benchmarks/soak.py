@@ -1,4 +1,4 @@
-"""Whether a worker's memory stays as it is while it handles a million events."""
+"""Whether a worker's memory stays as it is while it handles very many events, with each kind of handler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from benchmarks.rounds import MeasurementError, say, wait_until
 from benchmarks.testbed import Testbed, testbed
 
 DATABASE = "bench"
-HANDLER = "plain"
+EVENTS = {"plain": 1_000_000, "transactional": 100_000, "thread": 100_000}
+"""How many events a worker with each of these handlers gets."""
 LOOKS = 10
 SETTLED = 2
 """The look from which on nothing may grow: before it buffers and caches reach their size."""
@@ -20,39 +21,57 @@ PATIENCE = 120
 
 
 def run(*, repeat: int, quick: bool) -> Report:
-    """Look at a worker ten times on its way through the events; `repeat` times."""
-    events = 100_000 if quick else 1_000_000
+    """Look at a worker ten times on its way through the events, for each kind of handler; `repeat` times."""
+    counts = {handler: events // 10 if quick else events for handler, events in EVENTS.items()}
+    ways: dict[str, list[list[float]]] = {handler: [] for handler in counts}
     with testbed() as bed:
-        say(f"soak: {events:,} events, a look at the worker's memory after each tenth")
-        ways = []
         for turn in range(1, repeat + 1):
-            ways.append(way(bed, events))
-            say(f"  {turn}/{repeat}  " + " ".join(f"{size:.1f}" for size in ways[-1]) + " MiB")
-    growth = [max(sizes[SETTLED:]) - sizes[SETTLED - 1] for sizes in ways]
+            for handler, events in counts.items():
+                say(f"soak: {events:,} events of a {handler} handler, a look at the worker's memory after each tenth")
+                ways[handler].append(way(bed, handler, events))
+                say(f"  {turn}/{repeat}  " + " ".join(f"{size:.1f}" for size in ways[handler][-1]) + " MiB")
+    growth = {handler: [max(sizes[SETTLED:]) - sizes[SETTLED - 1] for sizes in seen] for handler, seen in ways.items()}
+    sides = []
+    for handler, seen in ways.items():
+        sides.append(
+            Side(f"{handler}: resident after each tenth", "MiB", tuple(size for sizes in seen for size in sizes))
+        )
+        sides.append(
+            Side(f"{handler}: most after {SETTLED} tenths, less what it was then", "MiB", tuple(growth[handler]))
+        )
     return Report(
         name="soak",
-        title=f"Soak: a worker's memory over {events:,} events of a plain handler",
-        sides=(
-            Side("resident after each tenth", "MiB", tuple(size for sizes in ways for size in sizes)),
-            Side(f"most after {SETTLED} tenths, less what it was then", "MiB", tuple(growth)),
-        ),
+        title="Soak: a worker's memory over " + ", ".join(f"{n:,} {handler}" for handler, n in counts.items()),
+        sides=tuple(sides),
         figures=(
-            Figure("worker_growth_mib", "a worker after its first two tenths, MiB more", max(growth), 5, at_most=True),
-            Figure("worker_mib", "a worker's memory, MiB", max(max(sizes) for sizes in ways)),
+            *(
+                Figure(
+                    "worker_growth_mib" if handler == "plain" else f"worker_growth_{handler}_mib",
+                    f"a worker with a {handler} handler after its first two tenths, MiB more",
+                    max(grown),
+                    5,
+                    at_most=True,
+                )
+                for handler, grown in growth.items()
+            ),
+            Figure("worker_mib", "a worker's memory, MiB", max(max(sizes) for sizes in ways["plain"])),
         ),
         notes=("a relay publishes while the worker works; the memory is what the kernel calls resident",),
-        details={"events": events, "mib": [[round(size, 1) for size in sizes] for sizes in ways]},
-    )  # fmt: skip
+        details={
+            "events": counts,
+            "mib": {h: [[round(size, 1) for size in sizes] for sizes in seen] for h, seen in ways.items()},
+        },
+    )
 
 
-def way(bed: Testbed, events: int) -> list[float]:
+def way(bed: Testbed, handler: str, events: int) -> list[float]:
     """The worker's memory in MiB after each tenth of the events."""
     bed.redis.flushall()
     bed.create(DATABASE)
-    subscription.attach(bed, DATABASE, {HANDLER: backlog.event_name(0)})
+    subscription.attach(bed, DATABASE, {handler: backlog.event_name(0)})
     with bed.connect(DATABASE) as connection:
         backlog.write(connection, "outbox.event", events=events)
-    with bed.relay(DATABASE) as relay, bed.worker(DATABASE, f"benchmarks.handlers:{HANDLER}_app") as worker:
+    with bed.relay(DATABASE) as relay, bed.worker(DATABASE, f"benchmarks.handlers:{handler}_app") as worker:
         sizes = []
         for look in range(1, LOOKS + 1):
             wait_until(
