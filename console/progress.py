@@ -1,4 +1,4 @@
-"""A progress bar on stderr, with the time that is left, where that is a terminal."""
+"""How far something is, on stderr where that is a terminal: a bar with the time that is left, or that it goes on."""
 
 from __future__ import annotations
 
@@ -25,3 +25,17 @@ def bar(doing: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console(sys.stderr), transient=True) as shown:
         task = shown.add_task(doing, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def spinner(doing: str) -> Iterator[None]:
+    """Shows that something goes on whose end is not known.
+
+    >>> with spinner("counting what fits"):
+    ...     count = admin.count_dead_letters(settings, which)
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    with console(sys.stderr).status(doing):
+        yield

@@ -14,10 +14,10 @@ from console import options
 from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
 from console.confirming import confirm
 from console.listing import Form, Output, note, say, show, show_object
-from console.progress import bar
+from console.progress import bar, spinner
 
 if TYPE_CHECKING:
-    from outbox.admin import Candidate, Edit, Replayed, Selection
+    from outbox.admin import Candidate, Candidates, Edit, Replayed, Selection
 
 SAMPLE = 10
 """Deliveries that a dry run shows."""
@@ -76,7 +76,7 @@ def replay(
     handler, of one handler, or with --all-handlers of all. TIME is when they
     died, else when the event was added. Interrupted, the same command goes
     on. The audit table keeps who, when, why and what.
-    Exit 3 if some could not be put back.
+    Exit 3 if some could not be put back, or are of handlers nobody has.
 
     \b
     outbox replay 0197b6b0-5d3e-7c2a-9f00-3d2b6c1a7e55
@@ -95,10 +95,12 @@ def replay(
 
     settings = options.settings(database_url=database_url, schema_name=schema)
     state = admin.Outcome(outcome.value)
-    count, sample = admin.candidates(
-        settings, which, outcome=state, edit=edits, limit=SAMPLE if which.ids is None else 1_000_000
-    )
-    missing = [id for id in which.ids or () if str(id) not in {each.event_id for each in sample}]
+    with spinner("counting what fits"):
+        found = admin.candidates(
+            settings, which, outcome=state, edit=edits, limit=SAMPLE if which.ids is None else 1_000_000
+        )
+    count = found.count
+    missing = [id for id in which.ids or () if str(id) not in {each.event_id for each in found.sample}]
     what = "dead letter" if outcome is Outcome.DEAD else "delivery"
     wanted = count if limit is None else min(count, limit)
     typed = [ids, name, handler, key, since, until, where, error, group, outcome, all_handlers, limit, edit]
@@ -109,7 +111,7 @@ def replay(
             f" {begun.count:,} of {_words(begun.asked, what)} are put back"
         )
     if dry_run:
-        _sample(sample[:SAMPLE][:wanted], count, wanted, what, output)
+        _sample(found, wanted, what, output)
         done = admin.Replayed(0, 0, 0)
     else:
         if count:
@@ -125,15 +127,15 @@ def replay(
 
                 done = admin.replay(
                     settings, which, outcome=state, edit=edits, limit=limit, rate=rate, reason=reason,
-                    known_as=json.dumps(typed), anew=anew, progress=progress,
+                    known_as=json.dumps(typed), anew=anew, counted=found, progress=progress,
                 )  # fmt: skip
         except KeyboardInterrupt:
             note(f"interrupted: {seen[0]:,} of {seen[1]:,} are put back; the same command goes on from there")
             raise typer.Exit(PARTLY if seen[0] else FAILED) from None
-        _report(done, missing, what, output)
+        _report(done, missing, found, what, output)
     for id, at in admin.purged(settings, missing).items():
         note(f"event {id} was purged at {at:%Y-%m-%d %H:%M:%S} UTC: it has no content any more")
-    _leave(done, missing, which, dry_run, what)
+    _leave(done, missing, found, which, dry_run, what)
 
 
 def _check(which: Selection, outcome: Outcome, everything: bool, all_handlers: bool) -> None:
@@ -164,13 +166,14 @@ def _words(count: int, what: str) -> str:
     return f"{count:,} {what if count == 1 else many}"
 
 
-def _sample(sample: list[Candidate], count: int, wanted: int, what: str, form: Form) -> None:
-    rows = [_row(each) for each in sample]
+def _sample(found: Candidates, wanted: int, what: str, form: Form) -> None:
+    rows = [_row(each) for each in found.sample[:SAMPLE][:wanted]]
     if form is Form.TABLE:
-        say(f"would put back {wanted:,} of {_words(count, what)} that fit")
+        say(f"would put back {wanted:,} of {_words(found.count, what)} that fit")
         show([{**row, "payload": json.dumps(row["payload"])} for row in rows], COLUMNS, form, empty=f"no {what} fits")
     else:
-        show_object({"asked": count, "replayed": 0, "would_replay": wanted, "dry_run": True, "sample": rows}, form)
+        facts = {"asked": found.count, "replayed": 0, "would_replay": wanted, "orphans": found.orphans}
+        show_object({**facts, "dry_run": True, "sample": rows}, form)
 
 
 def _row(each: Candidate) -> dict[str, Any]:
@@ -178,18 +181,23 @@ def _row(each: Candidate) -> dict[str, Any]:
     return {**row, "event": row.pop("event_name"), "payload": json.loads(row.pop("payload_json"))}
 
 
-def _report(done: Replayed, missing: list[UUID], what: str, form: Form) -> None:
+def _report(done: Replayed, missing: list[UUID], found: Candidates, what: str, form: Form) -> None:
     if form is Form.TABLE:
         before = f", {done.total - done.count:,} of them before" if done.total > done.count else ""
         say(f"put back {done.total:,} of {_words(done.asked, what)}{before}")
     else:
         facts = {"asked": done.asked, "replayed": done.count, "total": done.total}
-        show_object({**facts, "missing": missing, "dry_run": False}, form)
+        show_object({**facts, "missing": missing, "orphans": found.orphans, "dry_run": False}, form)
 
 
-def _leave(done: Replayed, missing: list[UUID], which: Selection, dry_run: bool, what: str) -> None:
+def _leave(done: Replayed, missing: list[UUID], found: Candidates, which: Selection, dry_run: bool, what: str) -> None:
+    for handler, letters in found.orphans.items():
+        note(
+            f"{_words(letters, what)} of {handler} {'is' if letters == 1 else 'are'} left: no worker has announced"
+            f" that handler. Start one first, or `outbox discard --handler {handler}`"
+        )
     if missing:
         note(f"no {what} that fits has the id {', '.join(map(str, missing))}")
         raise typer.Exit(PARTLY if len(missing) < len(which.ids or ()) else FAILED)
-    if not dry_run and not done.complete:
+    if not dry_run and (found.orphans or not done.complete):
         raise typer.Exit(PARTLY if done.total else FAILED)

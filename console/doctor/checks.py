@@ -117,7 +117,7 @@ CHECKS = (
     ),
     Check(
         "retries",
-        "retries do not pile up",
+        "retries do not pile up, and each has a handler",
         "`outbox events --handler NAME` shows the errors; `outbox pause handler NAME` while what it calls is down",
         progress.retries,
         (POSTGRESQL, SCHEMA),

@@ -21,6 +21,9 @@ OVERDUE = timedelta(minutes=1)
 MANY_RETRIES = 1_000
 """Retries of one handler that are more than a passing trouble."""
 
+COUNTED = 10_000
+"""Retries of a handler that nobody has are counted so far."""
+
 LAST_EVENTS = 20_000
 """Events that are looked at for names without a handler."""
 
@@ -89,10 +92,20 @@ def unhandled(installation: Installation) -> Verdict:
 
 
 def retries(installation: Installation) -> Verdict:
-    """Whether retries pile up."""
+    """Whether retries pile up, or are nobody's."""
     status = installation.status()
-    verdicts = (retrying(handler, status) for handler in status.handlers)
-    return worst((verdict for verdict in verdicts if verdict is not None), "none pile up")
+    verdicts = [orphaned(row["handler"], row["retrying"]) for row in installation.rows("orphans", {"most": COUNTED})]
+    verdicts += [verdict for handler in status.handlers if (verdict := retrying(handler, status)) is not None]
+    return worst(verdicts, "none pile up")
+
+
+def orphaned(handler: str, count: int) -> Verdict:
+    """Judge the retries of a handler that has no row: no worker asks for them, and retention waits for them."""
+    many = f"{count:,}{' or more' if count >= COUNTED else ''}"
+    return error(
+        f"{handler}: {many} retries, and nobody has that handler: they never run, and keep their partitions",
+        f"`outbox forget {handler}` cancels them; or start a worker that has it",
+    )
 
 
 def retrying(handler: HandlerStatus, status: Status) -> Verdict | None:

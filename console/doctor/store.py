@@ -19,6 +19,9 @@ OLDEST_VALKEY = (7, 2)
 NEARLY = 0.9
 """The part of a limit from which on a stream is at it."""
 
+SCANNED = 1_000_000
+"""Keys among which streams of handlers that nobody has are looked for; among more it would take too long."""
+
 Info = Mapping[str, Any]
 
 
@@ -127,14 +130,26 @@ def owned(prefix: str, owner: str, holder: bytes | None) -> Verdict:
 def groups(installation: Installation) -> Verdict:
     """Whether there are groups of handlers that nobody knows, or streams that nobody reads."""
     redis, prefix = installation.redis(), installation.settings.prefix
-    return worst(
-        (
-            verdict
-            for row in installation.rows("streams")
-            for verdict in _leftovers(redis, stream_key(prefix, row["name"]), row["handlers"])
-        ),
-        "every group is a known handler's",
+    rows = installation.rows("streams")
+    found = [verdict for row in rows for verdict in _leftovers(redis, stream_key(prefix, row["name"]), row["handlers"])]
+    known = {catch_up_key(prefix, row["name"], handler) for row in rows for handler in row["handlers"]}
+    return worst(found + _strays(installation, known), "every group is a known handler's")
+
+
+def _strays(installation: Installation, known: set[str]) -> list[Verdict]:
+    """Catch-up streams of handlers that nobody has: nothing writes or trims them any more."""
+    counts = (
+        database.get("keys", 0)
+        for server in installation.redis_info().values()
+        for name, database in server.items()
+        if name.startswith("db") and isinstance(database, Mapping)
     )
+    if sum(counts) > SCANNED:
+        return []
+    pattern = catch_up_key(installation.settings.prefix, "*", "*")
+    keys = {key.decode() for key in installation.redis().scan_iter(match=pattern, count=1_000)}
+    strays = sorted(keys - known)
+    return [warning(f"{named(strays)}: streams of no known handler", f"DEL {' '.join(strays)}")] if strays else []
 
 
 def _leftovers(redis: client.Redis, key: str, handlers: list[str]) -> Iterator[Verdict]:

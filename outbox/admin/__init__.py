@@ -11,7 +11,7 @@ from outbox.admin.letters import DeadLetter, ErrorGroup, count_dead_letters, dea
 from outbox.admin.page import LISTED, Page
 from outbox.admin.purging import Purged, purge, purged
 from outbox.admin.replay_batches import Outcome
-from outbox.admin.replaying import Candidate, Interrupted, Replayed, candidates, interrupted, replay
+from outbox.admin.replaying import Candidate, Candidates, Interrupted, Replayed, candidates, interrupted, replay
 from outbox.admin.selection import PayloadField, Selection
 from outbox.admin.state import LOOK_AT, Count, HandlerStatus, Leader, Standby, Status, WorkerStatus, status
 from outbox.admin.story import Failure, HandlerStory, Moment, Story, Wait
@@ -21,6 +21,7 @@ __all__ = [
     "LOOK_AT",
     "Cancellation",
     "Candidate",
+    "Candidates",
     "Count",
     "DeadLetter",
     "Delivery",

@@ -121,13 +121,13 @@ def _remove(
                 query = "SELECT FROM {schema}.handler WHERE name = %s".replace("{schema}", where)
                 if cursor.execute(query.encode(), [new]).fetchone() is not None:
                     raise ConfigurationError(_taken(new))
-            if not dry_run:
-                change(cursor, where)
-        found = Forgotten(handler, row["event_name"], row["retrying"], row["letters"])
-        if dry_run:
-            return found
-        keep_main = row["siblings"] or new is not None
-        removal.remove_handler(client, settings.prefix, found.event_name, handler, keep_main=keep_main)
+            found = Forgotten(handler, row["event_name"], row["retrying"], row["letters"])
+            if dry_run:
+                return found
+            keep_main = row["siblings"] or new is not None
+            change(cursor, where)
+            # Before the COMMIT: whichever of the two fails, the handler is known still, and this can be done again.
+            removal.remove_handler(client, settings.prefix, found.event_name, handler, keep_main=keep_main)
         led = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %s"
         if connection.execute(led.encode(), [lock_id("relay", where)]).fetchone() is not None:
             # It may have put something there until it read the handlers again.

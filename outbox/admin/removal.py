@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, cast
 
 import redis
@@ -20,7 +19,7 @@ def remove_handler(client: redis.Redis, prefix: str, event_name: str, handler: s
     The stream itself stays: its last id says how far it was written.
     """
     main = stream_key(prefix, event_name)
-    with suppress(redis.ResponseError):
+    if client.exists(main):
         client.xgroup_destroy(main, handler)
     client.delete(catch_up_key(prefix, event_name, handler))
     if not keep_main:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from uuid_utils.compat import uuid7
@@ -48,6 +48,14 @@ DELIVERIES_OF_HANDLERS = Columns("e.id", "e.name", "e.key", "e.created_at", "e.p
 """The columns of choose_deliveries.sql, where a handler need have no delivery yet."""
 
 
+class Counted(NamedTuple):
+    """How many deliveries fitted at a moment; beside them, dead letters by handlers that nobody has."""
+
+    fitting: int
+    at: datetime
+    orphans: dict[str, int]
+
+
 class Batches:
     """The statements of one replay; the caller holds the transactions."""
 
@@ -78,9 +86,9 @@ class Batches:
         self._which = replace(self._which, since=row["since"], until=row["until"])
         return dict(row)
 
-    def begin(self, name: str, actor: str, limit: int | None) -> dict[str, Any] | None:
+    def begin(self, name: str, actor: str, limit: int | None, counted: Counted | None) -> dict[str, Any] | None:
         """Begin, unless nothing fits."""
-        count, now = self.count()
+        count, now, _ = counted or self.count()
         if not count:
             return None
         self._cursor.execute(
@@ -97,19 +105,23 @@ class Batches:
         )
         self._cursor.execute(query.encode(), [name, begun_within])
 
-    def count(self) -> tuple[int, Any]:
-        """How many fit, and the moment of asking."""
+    def count(self) -> Counted:
+        """How many fit now."""
+        row = self._cursor.execute("SELECT clock_timestamp() AS now").fetchone()
+        assert row is not None
+        now = row["now"]
         if self._outcome is Outcome.DEAD:
             selected, asked = self._which.conditions(LETTERS, self._schema)
-            query = statement("count_letters", self._schema, selected)
-        else:
-            selected, asked = self._which.conditions(DELIVERIES_OF_HANDLERS, self._schema)
-            chosen = statement("choose_deliveries", self._schema, selected).decode()
-            query = f"SELECT count(*), clock_timestamp() FROM ({chosen}) AS chosen".encode()
-            asked |= self._parameters({"began_at": "infinity"}, None)
-        row = self._cursor.execute(query, asked).fetchone()
+            query = statement("count_candidates", self._schema, selected)
+            letters = self._cursor.execute(query, asked | {"began": now}).fetchall()
+            orphans = {each["handler"]: each["count"] for each in letters if not each["known"]}
+            return Counted(sum(each["count"] for each in letters if each["known"]), now, orphans)
+        selected, asked = self._which.conditions(DELIVERIES_OF_HANDLERS, self._schema)
+        chosen = statement("choose_deliveries", self._schema, selected).decode()
+        query = f"SELECT count(*) FROM ({chosen}) AS chosen".encode()
+        row = self._cursor.execute(query, asked | self._parameters({"began_at": now}, None)).fetchone()
         assert row is not None
-        return row["count"], row["clock_timestamp"]
+        return Counted(row["count"], now, {})
 
     def choose(self, state: Mapping[str, Any], batch: int) -> list[Mapping[str, Any]]:
         """The next deliveries behind the place that is reached."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from psycopg.rows import class_row, dict_row
 
 from outbox.admin import audit
 from outbox.admin.edit import Edit
-from outbox.admin.replay_batches import Batches, Outcome, edited
+from outbox.admin.replay_batches import Batches, Counted, Outcome, edited
 from outbox.admin.selection import Selection
 from outbox.database import Database, opened
 from outbox.names import check_schema
@@ -55,6 +55,18 @@ class Candidate:
     payload_json: str
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a replay would put back: `count` deliveries when it was asked, `at`; `sample` is the first of them.
+
+    `orphans` are dead letters that fit and are left, by handler: no worker has announced it, or it was forgotten."""
+
+    count: int
+    at: datetime
+    sample: tuple[Candidate, ...]
+    orphans: Mapping[str, int]
+
+
 def replay(
     database: Database,
     which: Selection,
@@ -68,6 +80,7 @@ def replay(
     actor: str | None = None,
     known_as: str | None = None,
     anew: bool = False,
+    counted: Candidates | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -75,8 +88,10 @@ def replay(
     """Put the deliveries that fit back, the oldest first; their handlers run them again with all their attempts.
 
     `outcome` says what became of them; for all but dead ones `which.since` and `until` are about when the event was
-    added. At most `limit` of them and `rate` a second. What gets this outcome while it runs is not touched. With `edit`
-    each runs as a copy of its event with an edited payload, whose header `outbox-copy-of` has the original's id.
+    added. At most `limit` of them and `rate` a second. What gets this outcome while it runs is not touched, nor are
+    dead letters of handlers that nobody has. With `edit` each runs as a copy of its event with an edited payload, whose
+    header `outbox-copy-of` has the original's id. With `counted`, what `candidates` said of the same, it is not counted
+    again.
 
     One transaction for each batch, at most 500: an interrupted replay has put back what it reported to `progress`
     (done, total), and goes on from there when the same one is asked for again, unless `anew`. The same is what selects
@@ -98,7 +113,8 @@ def replay(
         name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
         with connection.transaction():
             run.forget(name, begun_within=timedelta() if anew else RESUMED_WITHIN)
-            state = run.resume(name) or run.begin(name, who, limit)
+            known = None if counted is None else Counted(counted.count, counted.at, {})
+            state = run.resume(name) or run.begin(name, who, limit, known)
             if state is None:
                 return Replayed(0, 0, 0)
             detail |= {"count": state["asked"]} | ({"from": state["count"]} if state["count"] else {})
@@ -170,23 +186,24 @@ def candidates(
     edit: Edit | None = None,
     schema: str | None = None,
     limit: int = 10,
-) -> tuple[int, list[Candidate]]:
-    """What `replay` would put back now: how many, and the first of them, at most `limit`. Raises as `replay` does.
+) -> Candidates:
+    """What `replay` would put back now, with the first of it, at most `limit`. Raises as `replay` does.
 
-    >>> candidates("postgresql:///shop", Selection(handler="send_email"))[0]
+    >>> candidates("postgresql:///shop", Selection(handler="send_email")).count
     12
     """
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
         with connection.transaction():
             run = Batches(cursor, where, which, outcome, edit)
-            count, now = run.count()
+            count, now, orphans = run.count()
             rows = run.choose({"began_at": now}, limit)
-        return count, [
+        sample = (
             Candidate(
                 str(row["event_id"]), row["handler"], row["name"], row["key"], edited(row, edit) or row["payload_json"]
             )
             for row in rows
-        ]
+        )
+        return Candidates(count, now, tuple(sample), orphans)
 
 
 def batch_size(left: int, rate: float | None) -> int:

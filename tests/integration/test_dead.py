@@ -28,6 +28,9 @@ def db(database_url: str) -> Iterator[Db]:
 def die(db: Db, handler: str = "h", event: str = "a", count: int = 1, ago: str = "0") -> None:
     """Events whose delivery to `handler` failed for good."""
     db.execute(
+        "INSERT INTO outbox.handler (name, event_name) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", [handler, event]
+    )
+    db.execute(
         "WITH added AS (INSERT INTO outbox.event (name, key, payload) SELECT %(event)s, 'k', '{\"n\": 1}'"
         "  FROM generate_series(1, %(count)s) RETURNING *),"
         " failed AS (INSERT INTO outbox.delivery"

@@ -72,6 +72,22 @@ def test_retries_that_pile_up_are_found(settings: Settings, db: Db, monkeypatch:
     assert "overdue for 10 min" in look(settings, "retries").evidence
 
 
+def test_retries_of_a_handler_that_nobody_has_are_found(settings: Settings, db: Db) -> None:
+    register(db)
+    add(db, count=2)
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, unnest('{away,bill,gone}'::text[]), created_at, 'retrying', 0, clock_timestamp() FROM outbox.event"
+    )
+    found = look(settings, "retries")
+    assert found.severity is ERROR
+    assert found.evidence.split("; ")[1].startswith("gone: 2 retries, and nobody has that handler")
+    assert found.evidence.startswith("away: 2 retries")
+    register(db, "away")
+    register(db, "gone")
+    assert look(settings, "retries").severity is OK
+
+
 def test_dead_letters_are_a_remark(settings: Settings, db: Db) -> None:
     register(db)
     db.execute(

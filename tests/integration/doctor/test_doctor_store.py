@@ -16,7 +16,7 @@ from console.doctor import (
     store,
 )
 from console.servers import Redis
-from outbox.names import owner_key, stream_key
+from outbox.names import catch_up_key, owner_key, stream_key
 from outbox.settings import Settings
 from relay.bounds import Limit
 from tests.integration.doctor.conftest import ERROR, INFO, OK, WARNING, Db, client, look, register
@@ -95,6 +95,16 @@ def test_groups_of_handlers_that_nobody_knows_are_found(settings: Settings, db: 
     found = look(settings, "groups")
     assert found.severity is WARNING
     assert f"{key} has a group gone" in found.evidence
+
+
+def test_catch_up_streams_of_handlers_that_nobody_knows_are_found(settings: Settings, db: Db) -> None:
+    register(db)
+    for handler in ("bill", "gone"):
+        client(settings).xadd(catch_up_key(settings.prefix, "paid", handler), {"a": "b"})
+    found = look(settings, "groups")
+    key = catch_up_key(settings.prefix, "paid", "gone")
+    assert (found.severity, found.evidence) == (WARNING, f"{key}: streams of no known handler")
+    assert found.remedy == f"DEL {key}"
 
 
 def test_streams_that_nobody_reads_are_a_remark(settings: Settings, db: Db) -> None:

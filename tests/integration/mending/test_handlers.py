@@ -7,7 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
+from console.servers import Redis
 from outbox import admin
 from outbox.errors import InUseError
 from outbox.settings import Settings
@@ -60,6 +62,49 @@ def test_a_forgotten_handler_leaves_nothing_and_its_sibling_notices_nothing(serv
         assert box.work_until("a", "stays", first + second) == first + second
         wait_for(lambda: box.seqs("a") == [], "the stream trimmed")
         assert audits(db)[-1] == ("forget", "replaced", {"handler": "gone", "letters": False})
+
+
+def test_dead_letters_of_a_forgotten_handler_are_not_put_back_and_that_is_said(
+    outbox: Run, served: Run, db: Db
+) -> None:
+    register(db, "gone", "stays")
+    ids = add(db, 3)
+    bury(db, "gone", *ids[:2])
+    bury(db, "stays", ids[2])
+    assert served("forget", "gone", "--yes").status == 0
+    shown = outbox("replay", "--all", "--dry-run", "-o", "json")
+    assert (shown.json["would_replay"], shown.json["orphans"]) == (1, {"gone": 2})
+    done = outbox("replay", "--all", "--yes")
+    assert (done.status, done.out) == (3, "put back 1 of 1 dead letter\n")
+    assert done.err.startswith("2 dead letters of gone are left: no worker has announced that handler.")
+    assert "outbox discard --handler gone" in done.err
+    alone = outbox("replay", ids[0], "--edit", "payload.n=1", "--yes")
+    assert (alone.status, alone.out) == (1, "put back 0 of 0 dead letters\n")
+    rows = db.execute("SELECT handler FROM outbox.delivery WHERE state = 'retrying'").fetchall()
+    assert (rows, len(admin.dead_letters(db))) == ([("stays",)], 2)
+    # A worker that has it again makes them its own.
+    register(db, "gone")
+    assert outbox("replay", "--all", "--yes").status == 0
+    assert admin.dead_letters(db) == []
+
+
+def test_forgetting_that_redis_refuses_changes_nothing_and_can_be_done_again(
+    served: Run, db: Db, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(db, "gone", event="a")
+    client = redis.Redis.from_url(redis_server.url)
+    client.xgroup_create("outbox:{a}", "gone", "0", mkstream=True)
+    client.xadd("outbox:{a}:gone", {"a": "b"})
+    client.execute_command("ACL SETUSER few on >secret ~* +@all -del")
+    monkeypatch.setenv("OUTBOX_REDIS_URL", redis_server.url.replace("//", "//few:secret@"))
+    refused = served("forget", "gone", "--yes")
+    assert (refused.status, "Traceback" in refused.err) == (1, False)
+    assert (db.execute("SELECT name FROM outbox.handler").fetchall(), audits(db)) == ([("gone",)], [])
+    # Its group went before that: what was done there is done, and the rest follows.
+    monkeypatch.setenv("OUTBOX_REDIS_URL", redis_server.url)
+    assert served("forget", "gone", "--yes").status == 0
+    assert (client.exists("outbox:{a}:gone"), client.xinfo_groups("outbox:{a}")) == (0, [])
+    assert db.execute("SELECT FROM outbox.handler").fetchall() == []
 
 
 def test_what_was_being_fed_to_a_forgotten_handler_does_not_come_back(served: Run, box: Box, db: Db) -> None:

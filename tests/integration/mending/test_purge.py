@@ -111,7 +111,7 @@ def test_the_content_is_nowhere_any_more_and_nothing_else_is_touched(served: Run
         # It can be neither run nor replayed, also by a handler that wants all there is.
         for outcome in Outcome:
             found = [
-                candidate.event_id for candidate in admin.candidates(db, Selection(), outcome=outcome, limit=99)[1]
+                candidate.event_id for candidate in admin.candidates(db, Selection(), outcome=outcome, limit=99).sample
             ]
             assert not {*found} & {ids[1], ids[3], ids[5], ids[7], gone}
         db.execute("INSERT INTO outbox.handler (name, event_name, start_at) VALUES ('index', 'a', '-infinity')")
