@@ -263,6 +263,7 @@ def replacements() -> Mapping[str, Any]:
         "workers.worker.Watchdog": Watchdog,
         "workers.link.connect": lambda url: Servers(),
         "workers.consumer.exchange": exchange,
+        "workers.delivery.exchange": exchange,
         "workers.lease.exchange": exchange,
         "workers.link.exchange": exchange,
     }
