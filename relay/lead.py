@@ -94,12 +94,15 @@ def try_to_lead(connection: psycopg.Connection, schema: str) -> bool:
     return row is not None and bool(row[0])
 
 
-def announce(connection: psycopg.Connection, schema: str, leader: str) -> None:
-    """Say who leads, and which session it takes for its own: another one holds the lock behind a pooler."""
-    connection.execute(
-        f"UPDATE {schema}.relay SET leader = %s, backend_pid = %s, heartbeat = clock_timestamp()".encode(),
+def announce(connection: psycopg.Connection, schema: str, leader: str) -> bool:
+    """Say who leads, and which session it takes for its own. False when that is another one, behind a pooler: what the
+    session LISTENs for may never be told."""
+    row = connection.execute(
+        f"UPDATE {schema}.relay SET leader = %s, backend_pid = %s, heartbeat = clock_timestamp()"
+        " RETURNING backend_pid = pg_backend_pid()".encode(),
         [leader, connection.info.backend_pid],
-    )
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def stop_leading(connection: psycopg.Connection, schema: str) -> None:

@@ -13,7 +13,7 @@ class Measures:
     def __init__(self) -> None:
         self.leading = False
         self.listening = False
-        """As the leader, in a session that LISTENs."""
+        """As the leader, in a session that LISTENs and has no pooler before it."""
         self.published: Counter[str] = Counter()
         """Events on main streams, by event name."""
         self.fed: Counter[str] = Counter()

@@ -16,6 +16,8 @@ from relay.installation import Installation
 from relay.measures import Measures
 from relay.service import Relay
 
+DEAF = "does not LISTEN yet, or through a pooler: set OUTBOX_RELAY_DATABASE_URL to the server"
+
 
 def serve(relay: Relay, settings: Settings, port: int) -> AbstractContextManager[int]:
     """Serve the relay's pages while the context lasts; gives the port. Raises `UnusableError`.
@@ -46,7 +48,7 @@ def listening(measures: Measures) -> Findings:
     """Whether the relay hears of what is written; a standby need not."""
     if not measures.leading:
         return {"lead": None}
-    return {"lead": None, "listen": None if measures.listening else "does not LISTEN yet"}
+    return {"lead": None, "listen": None if measures.listening else DEAF}
 
 
 class Own:
@@ -60,7 +62,9 @@ class Own:
         """The metrics as they are now."""
         measures = self._measures
         yield gauge("outbox_relay_leader", "1 while this relay leads.", measures.leading)
-        yield gauge("outbox_relay_listening", "1 while it leads in a session that LISTENs.", measures.listening)
+        yield gauge(
+            "outbox_relay_listening", "1 while it leads in a session that LISTENs, past any pooler.", measures.listening
+        )
         published, fed = _labelled(measures.published), _labelled(measures.fed)
         yield counter("outbox_relay_published_events", "Events on main streams.", published, ("event_name",))
         yield counter("outbox_relay_fed_events", "Events on catch-up streams.", fed, ("handler",))

@@ -167,7 +167,7 @@ class Relay:
         if restored is not None:
             self.pulse.rest()
             rebase.perform(connection, self._schema, restored)
-        lead.announce(connection, self._schema, self._leader)
+        direct = lead.announce(connection, self._schema, self._leader)
         handlers = Handlers(connection, self._schema)
         appender = Appender(client, patience, check_lead=check_lead)
         main = MainFeed(
@@ -209,7 +209,7 @@ class Relay:
             keep=self._settings.retention,
         )
         sleep = Sleep(connection, self._schema)
-        self.measures.listening = True
+        self.measures.listening = direct
         try:
             upkeep.start()
             self._rest(connection)

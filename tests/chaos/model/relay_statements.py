@@ -244,7 +244,7 @@ STATEMENTS: dict[str, Statement] = {
     "SELECT attached FROM": _attached,
     "SET done_tick = %(tick)s": _note,
     "RETURNING handler\n)\nSELECT handler, count(*)": _fill_holes,
-    "SET leader = %s, backend_pid": lambda *_: [],
+    "SET leader = %s, backend_pid": lambda *_: [(True,)],
     ".hold WHERE what = 'relay'": lambda *_: [],
     "set_config('lock_timeout'": lambda *_: [],
     "pg_sequence_last_value": lambda server, *_: [(server.seq,)],

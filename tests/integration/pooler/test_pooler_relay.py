@@ -14,7 +14,7 @@ from waiting import wait_for
 
 from outbox import admin
 from outbox.settings import Settings
-from relay import Relay, pacing
+from relay import Relay, monitoring, pacing
 
 
 def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(
@@ -45,6 +45,12 @@ def test_a_relay_whose_notifications_are_swallowed_finds_events_by_polling(
         leader = admin.status(settings).leader
         assert leader is not None
         assert not leader.listens
+        assert relay.measures.leading
+        assert "OUTBOX_RELAY_DATABASE_URL" in str(monitoring.readiness(relay, settings)()["listen"])
+        gauges = {
+            each.name: each.samples[0].value for each in monitoring.Own(relay.measures, {}).collect() if each.samples
+        }
+        assert (gauges["outbox_relay_leader"], gauges["outbox_relay_listening"]) == (1, 0)
     relay.stop()
     thread.join(60)
     assert not thread.is_alive()
