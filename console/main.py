@@ -44,6 +44,11 @@ def run(arguments: Sequence[str]) -> int:
     >>> run(["--version"])
     0
     """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            return _fail(f"the argument {argument[:40]!a} is not UTF-8 text: give it in UTF-8", USAGE)
     try:
         import typer
 

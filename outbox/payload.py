@@ -75,11 +75,16 @@ def encode(payload: object) -> str:
         path = "$" + "".join(reversed(refused.steps))
         raise PayloadError(f"payload {path}: {refused.reason}", path=path) from refused.__cause__
     assert size is not None
+    check_size(size)
+    return text
+
+
+def check_size(size: int) -> None:
+    """Raise `PayloadError` if so many bytes of JSON are too much for a payload."""
     if size > MAX_BYTES:
         raise PayloadError(
             f"payload is {size:,} bytes of JSON, the limit is {MAX_BYTES:,}: store the data elsewhere and pass its id"
         )
-    return text
 
 
 def encode_value(value: object) -> str:

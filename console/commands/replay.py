@@ -56,7 +56,7 @@ def replay(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters of all handlers.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="At most so many a second.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, max=1_000_000, help="At most so many a second.")] = None,
     edit: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE|JSON", help="Run a copy with payload.field=value, or a JSON merge patch."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -104,8 +105,8 @@ def replay(
     >>> replay("postgresql:///shop", Selection(handler="send_email"), reason="mail server is back")
     Replayed(asked=12, count=12, total=12)
     """
-    if (limit is not None and limit < 1) or (rate is not None and rate <= 0):
-        raise ValueError("limit and rate must be positive")
+    if (limit is not None and limit < 1) or (rate is not None and not 0 < rate < math.inf):
+        raise ValueError("limit and rate must be positive and finite")
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
         run = Batches(cursor, where, which, outcome, edit)
         who = actor or audit.current_actor()

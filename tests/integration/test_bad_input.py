@@ -40,7 +40,20 @@ def test_text_and_numbers_that_postgresql_cannot_hold_are_wrong_input(
 ) -> None:
     monkeypatch.setenv("OUTBOX_REDIS_URL", outbox_redis_url)
     known = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
-    tried = [*((flag, "a\0b") for flag in FREE if flag in known), ("--limit", "9" * 30), ("--look-at", "9" * 30)]
+    unfit = ("a\0b", "\udcff")
+    tried = [
+        *((flag, text) for flag in FREE for text in unfit),
+        ("--limit", "9" * 30),
+        ("--look-at", "9" * 30),
+        ("--rate", "inf"),
+        ("--rate", "1e400"),
+    ]
+    deep = '{"a":' * 5000 + "1" + "}" * 5000
+    tried += [
+        ("--edit", deep),
+        ("--edit", f"payload.{'.'.join('a' * 3000)}=1"),
+        ("--edit", f"payload.a={'[' * 100_000}"),
+    ]
     begin = [word for word in NEEDED.get(name, []) if word != "--all"]
     for flag, value in tried:
         if flag not in known:
@@ -52,6 +65,7 @@ def test_text_and_numbers_that_postgresql_cannot_hold_are_wrong_input(
         assert status == 2 or (status == 0 and flag == "--limit"), (flag, out, err)
         assert "Traceback" not in err
         assert err.count("\n") <= 1 or status == 0, err
+        assert len(err) < 400
 
 
 @pytest.mark.parametrize("name", NEED_REDIS)

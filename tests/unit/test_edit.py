@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from outbox.admin import Edit
 from outbox.errors import PayloadError
+from outbox.payload import MAX_BYTES
 
 
 def edited(payload: Any, *texts: str) -> Any:
@@ -39,6 +40,39 @@ def test_an_edit_changes_what_it_names_and_nothing_else(texts: list[str], expect
 def test_what_is_no_edit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"payload\.user_id=7|no JSON"):
         Edit.parse([text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' * 5000 + "1" + "}" * 5000,
+        '{"a":' * 100 + "1" + "}" * 100,
+        f"payload.{'.'.join('a' * 3000)}=1",
+        f"payload.a={'[' * 100_000}",
+        "payload.a=1e400",
+        f"payload.a={'9' * 5000}",
+        "payload.a=NaN",
+        r'payload.a="\ud800"',
+    ],
+)
+def test_what_handlers_could_not_read_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match=r"64 levels|too large|limit|not JSON|surrogate") as refused:
+        Edit.parse([text])
+    assert len(str(refused.value)) < 400
+
+
+def test_numbers_stay_as_they_are_written() -> None:
+    payload = '{"n":1,"a":[123456789.123456789012345678,{"b":1.10}],"z":-0.0,"i":-0,"big":1E400,"text":"1.10 ü"}'
+    edited = Edit.parse(["payload.n=2.50", '{"m": 1e5}']).apply(payload)
+    assert edited == payload.replace('"n":1', '"n":2.50')[:-1] + ',"m":1e5}'
+
+
+def test_the_text_of_numbers_counts_for_the_size_of_a_payload() -> None:
+    text = "1." + "0" * MAX_BYTES
+    with pytest.raises(PayloadError, match="the limit is"):
+        Edit.parse(["payload.n=1"]).apply(f'{{"a":{text}}}')
+    fits = f'{{"a":[{",".join(["1"] * (MAX_BYTES // 2 - 10))}]}}'
+    assert len(Edit.parse(["payload.n=1"]).apply(fits)) == len(fits) + len(',"n":1')
 
 
 def test_a_payload_that_may_not_be_stored_is_refused() -> None:
