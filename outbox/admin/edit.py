@@ -58,13 +58,16 @@ class _Number(int):
         number.text = text
         return number
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{_JSON.encode(name)}:{_text(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_text, value)) + "]"
-    return value.text if isinstance(value, _Number) else _JSON.encode(value)
+    return str(value) if isinstance(value, _Number) else _JSON.encode(value)
 
 
 def _step(text: str) -> tuple[tuple[str, ...], Any]:

@@ -19,6 +19,7 @@ from psycopg.rows import dict_row, tuple_row
 
 from outbox.admin import audit
 from outbox.admin.handlers import SETTLE
+from outbox.admin.quotes import quotes
 from outbox.admin.selection import EVENTS, Columns, Selection
 from outbox.admin.statement import statement
 from outbox.database import Database, opened
@@ -60,11 +61,12 @@ def purge(
 
     `which` takes ids, a name, a key, payload fields and when the events were added. What has not run is cancelled, what
     runs is cut off from its outcome. Interrupted, it is simply asked again: letters, copies and entries of what was
-    purged within a day are looked for, too. The audit row says who, when and why, and neither key nor value; older ones
-    that name them are blanked.
+    purged within a day are looked for, too. The audit row says who, when and why, and neither key nor value. The
+    filters and edits of older rows are blanked where they name these events or quote what is erased, by four characters
+    or more.
 
-    Not reached: follow-up events that do not fit the selection, what handlers wrote elsewhere, backups, replicas, and
-    the old versions of rows until PostgreSQL's next VACUUM.
+    Not reached: follow-up events that do not fit the selection, reasons in the audit table, what handlers wrote
+    elsewhere, backups, replicas, and the old versions of rows until PostgreSQL's next VACUUM.
 
     Raises `ValueError` for a selection that is by handler or error, or selects everything, and without a reason;
     `redis.RedisError` when Redis is away (nothing is changed then), and otherwise as `status` does.
@@ -88,15 +90,28 @@ def purge(
             return found
         with connection.transaction():
             run.note(found, actor, reason)
-        events = 0
-        for batch in (run.next_events, run.next_copies):
-            while rows := batch():
-                with connection.transaction():
-                    run.erase(rows)
-                events += len(rows)
-                progress(min(events, found.events), found.events)
+        events = letters = 0
+
+        def erase(rows: list[Mapping[str, Any]]) -> int:
+            with connection.transaction():
+                run.erase(rows)
+            progress(min(events + len(rows), found.events), found.events)
+            return len(rows)
+
+        while rows := run.next_events():
+            events += erase(rows)
+        # Letters of events that are gone name copies, and copies have letters and copies of their own.
+        more = True
+        while more:
+            with connection.transaction():
+                taken = run.letters()
+            copies = run.next_copies()
+            events += erase(copies)
+            letters += taken
+            more = bool(taken or copies)
         with connection.transaction():
-            letters, scheduled = run.letters(), run.unschedule()
+            scheduled = run.unschedule()
+            run.blank()
         entries = run.entries(client, settings.prefix)
         led = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %s"
         if connection.execute(led.encode(), [lock_id("relay", where)]).fetchone() is not None:
@@ -133,6 +148,9 @@ class _Purge:
         self._schema = check_schema(schema)
         self._which = which
         self._place: dict[str, Any] = {"place_id": None, "place_at": None}
+        audited = cursor.execute(f"SELECT id, detail FROM {self._schema}.audit".encode()).fetchall()
+        self._quotes = [(row["id"], quote) for row in audited for quote in quotes(row["detail"])]
+        self._quoting: set[int] = set()
 
     def count(self) -> Purged:
         """How much there is."""
@@ -142,16 +160,15 @@ class _Purge:
         return Purged(events, letters, scheduled)
 
     def note(self, found: Purged, actor: str | None, reason: str) -> None:
-        """Say who, why and how much; not whose. And let older rows say it no more."""
+        """Say who, why and how much; not whose."""
         by = sorted(self._which.described())
         detail = {"by": by, "events": found.events, "letters": found.letters, "scheduled": found.scheduled}
         audit.note(self._cursor, self._schema, "purge", detail, actor=actor, reason=reason)
-        given = {
-            "key": self._which.key,
-            "fields": [str(field) for field in self._which.payload],
-            "ids": [str(id) for id in self._which.ids or ()],
-        }
-        self._cursor.execute(statement("purge_audit", self._schema), given)
+
+    def blank(self) -> None:
+        """Let older audit rows no more say what was erased."""
+        fields = [str(field) for field in self._which.payload]
+        self._cursor.execute(statement("purge_audit", self._schema), {"key": self._which.key, "fields": fields})
 
     def next_events(self) -> list[Mapping[str, Any]]:
         """The next batch of what is selected."""
@@ -169,11 +186,13 @@ class _Purge:
     def erase(self, rows: list[Mapping[str, Any]]) -> None:
         """Erase these events."""
         keys = {"ids": [row["id"] for row in rows], "ats": [row["created_at"] for row in rows]}
+        self._unquote("event AS e", "e.key, e.payload", "e.id = ANY(%(ids)s) AND e.created_at = ANY(%(ats)s)", keys)
         self._cursor.execute(statement("purge", self._schema), keys)
 
     def letters(self) -> int:
-        """Erase the dead letters, by now of events that can get no more of them."""
+        """Erase the dead letters of what was erased, which can get no more of them, and of events that are gone."""
         selected, given = self._which.conditions(_LETTERS, self._schema)
+        self._unquote("dead_letter AS l", "l.key, l.payload", selected, given)
         row = self._cursor.execute(statement("purge_letters", self._schema, selected), given).fetchone()
         assert row is not None
         return int(row["count"])
@@ -181,6 +200,7 @@ class _Purge:
     def unschedule(self) -> int:
         """Take back what is not due yet."""
         selected, given = self._which.conditions(EVENTS, self._schema)
+        self._unquote("scheduled AS e", "e.key, e.payload", selected, given)
         query = f"DELETE FROM {self._schema}.scheduled AS e WHERE {selected}"
         return self._cursor.execute(query.encode(), given).rowcount
 
@@ -198,6 +218,18 @@ class _Purge:
         ).fetchall()
         keys = removal.stream_keys(prefix, names, ((row["event_name"], row["name"]) for row in handlers))
         return removal.remove_entries(client, keys, {row["id"].encode() for row in rows})
+
+    def _unquote(self, table: str, content: str, selected: str, given: Mapping[str, Any]) -> None:
+        """Blank the audit rows that quote contents which are about to be erased."""
+        open_ = [(id, quote) for id, quote in self._quotes if id not in self._quoting]
+        if not open_:
+            return
+        audits, texts = zip(*open_, strict=True)
+        rows = self._cursor.execute(
+            statement("purge_quotes", self._schema, selected, table=table, content=content),
+            {**given, "audits": list(audits), "quotes": list(texts)},
+        ).fetchall()
+        self._quoting |= {row["id"] for row in rows}
 
     def _one(self, query: str, columns: Columns) -> int:
         selected, given = self._which.conditions(columns, self._schema)

@@ -1,9 +1,11 @@
--- Dead letters of events that were purged within a day, and those that are selected themselves, because their event went with
+-- Dead letters of events that were purged within a day, those of their edited copies, and those that are selected themselves, because their event went with
 -- its partition: these leave tombstones, and a delivery that waits to run again is cancelled. Index: tombstone_purged_at,
 -- primary keys; a scan of all letters.
 WITH gone AS (
   DELETE FROM {schema}.dead_letter AS l
    WHERE l.event_id IN (SELECT event_id FROM {schema}.tombstone WHERE purged_at > clock_timestamp() - interval '1 day')
+      OR l.headers ->> 'outbox-copy-of'
+         IN (SELECT event_id::text FROM {schema}.tombstone WHERE purged_at > clock_timestamp() - interval '1 day')
       OR ({selection})
   RETURNING l.event_id, l.handler, l.event_created_at, l.name
 ), remembered AS (

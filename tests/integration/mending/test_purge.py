@@ -166,3 +166,60 @@ def test_a_purge_takes_a_reason_a_selection_and_a_redis(outbox: Run, served: Run
     assert db.execute("SELECT key FROM outbox.event").fetchall() == [(SECRET,)]
     with pytest.raises(ValueError, match="by event"):
         admin.purge(Settings(), Selection(key="k", handler="h"), reason="x")
+
+
+def replayed(run: Run, *arguments: str) -> None:
+    done = run("replay", *arguments, "--yes")
+    assert (done.status, done.said) == (0, "put back 1 of 1 dead letter"), done.err
+
+
+def test_audit_rows_that_name_or_quote_what_is_erased_are_blanked_and_others_stay(served: Run, db: Db) -> None:
+    mine, other = add(db, "a", SECRET, mail="ada@x"), add(db, "a", "bob", mail="bob@x", plan="basic")
+    bury(db, "bill", mine, error="no mailbox ada@x")
+    bury(db, "bill", other, error="no mailbox bob@x")
+    replayed(served, mine, "--edit", "payload.mail=ada-new@x", "--reason", "by id")
+    db.execute("UPDATE outbox.dead_letter SET replayed_at = NULL")
+    replayed(served, "--error", "mailbox ada@x", "--reason", "by error")
+    db.execute("UPDATE outbox.dead_letter SET replayed_at = NULL WHERE event_id = %s", [mine])
+    replayed(
+        served, "--handler", "bill", "--limit", "1", "--edit", '{"to": {"mail": "ada-newer@x"}}', "--reason", "all"
+    )
+    db.execute("UPDATE outbox.dead_letter SET replayed_at = NULL WHERE event_id = %s", [other])
+    replayed(served, "--error", "mailbox bob@x", "--edit", "payload.plan=gold", "--reason", "of bob")
+    assert served("purge", "--key", SECRET, "--reason", "x", "--yes").status == 0
+    kept = {reason: detail for _, reason, detail in audits(db)}
+    assert [kept[which]["filter"] for which in ("by id", "by error", "all")] == ["(purged)"] * 3
+    assert kept["by id"]["count"] == 1
+    assert kept["of bob"]["filter"] == {"error": "mailbox bob@x"}
+    assert kept["of bob"]["edit"] == ["payload.plan=gold"]
+    assert "ada" not in str(rows(db))
+
+
+def test_what_is_scheduled_and_short_values_that_are_selected_are_quoted_too(served: Run, db: Db) -> None:
+    db.execute(
+        "INSERT INTO outbox.scheduled (due_at, name, payload) VALUES (now() + '1 day', 'a', %s)",
+        ['{"user_id": 8, "mail": "ada@x"}'],
+    )
+    for detail in ({"filter": {"error": "ADA@X"}}, {"filter": {}, "edit": ["payload.user_id=8"]}):
+        db.execute("INSERT INTO outbox.audit (actor, action, detail) VALUES ('me', 'replay', %s)", [json.dumps(detail)])
+    assert served("purge", "--where", "payload.user_id=8", "--reason", "x", "--yes").status == 0
+    assert [detail["filter"] for _, _, detail in audits(db)[:2]] == ["(purged)"] * 2
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["event kept", "event gone"])
+def test_copies_of_what_went_with_its_partition_are_erased_at_once_with_their_letters(
+    served: Run, db: Db, kept: bool
+) -> None:
+    original = add(db, "a", None, user_id=7, mail=SECRET)
+    bury(db, "bill", original)
+    db.execute("DELETE FROM outbox.event")
+    replayed(served, original, "--edit", "payload.user_id=8")
+    (copy,) = db.execute("SELECT id::text FROM outbox.event").fetchone() or ()
+    db.execute("DELETE FROM outbox.delivery")
+    bury(db, "bill", copy, error=f"{SECRET} refused")
+    replayed(served, copy, "--edit", "payload.user_id=9")
+    if not kept:
+        db.execute("DELETE FROM outbox.event WHERE id = %s", [copy])
+    done = served("purge", original, "--reason", "x", "--yes", "-o", "json").json
+    assert (done["events"], done["letters"]) == (1 + kept, 2)
+    assert SECRET not in str(rows(db))
