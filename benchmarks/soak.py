@@ -13,6 +13,11 @@ from benchmarks.testbed import Testbed, testbed
 DATABASE = "bench"
 EVENTS = {"plain": 1_000_000, "transactional": 100_000, "thread": 100_000}
 """How many events a worker with each of these handlers gets."""
+GROWTH = {
+    "plain": "worker_growth_mib",
+    "transactional": "worker_growth_transactional_mib",
+    "thread": "worker_growth_thread_mib",
+}
 LOOKS = 10
 SETTLED = 2
 """The look from which on nothing may grow: before it buffers and caches reach their size."""
@@ -46,7 +51,7 @@ def run(*, repeat: int, quick: bool) -> Report:
         figures=(
             *(
                 Figure(
-                    "worker_growth_mib" if handler == "plain" else f"worker_growth_{handler}_mib",
+                    GROWTH[handler],
                     f"a worker with a {handler} handler after its first two tenths, MiB more",
                     max(grown),
                     5,
