@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     log_format: str = "auto"
     """`auto` (colours on a terminal, else json), `console`, `logfmt` or `json`."""
 
+    standstill: float = Field(30.0, ge=0, allow_inf_nan=False)
+    """Seconds after which a worker process whose event loop stands still is ended; 0 is never, for a debugger."""
+
     metrics_port: int | None = Field(None, ge=0, le=65_535)
     """Where relay and worker serve `/metrics`, `/livez` and `/readyz`; 0 is a free port, nothing is off."""
     metrics_host: str = "127.0.0.1"

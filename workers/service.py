@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from random import randrange
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ DEADLINE = 8.0
 LEFTOVERS = 2.0
 """Seconds that coroutines which were abandoned get to end when their worker is over."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What tells a worker to stop."""
+
 SUPERVISED = "OUTBOX_SUPERVISED"
 """Set for children: they stop when their standard input ends, because then their supervisor is gone."""
 
@@ -46,6 +49,21 @@ REFUSED = 76
 
 RETIRED = 75
 """Exit status of a worker that has handled as many events as it was to, and is to be replaced."""
+
+
+@contextlib.contextmanager
+def may_be_told() -> Iterator[None]:
+    """From here until the worker listens itself, and holds something, a signal ends the process with status 0."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    previous = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def serve(
@@ -82,6 +100,7 @@ def serve(
         max_events=max_events,
         total_concurrency=total_concurrency,
         measures=measures,
+        standstill=settings.standstill,
     )
     with contextlib.ExitStack() as stack:
         if measures is not None:
@@ -125,7 +144,7 @@ async def _until_signalled(worker: Worker, grace: float) -> int:
             _end_after(DEADLINE)
             worker.request_stop(now=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, stop)
     if os.environ.get(SUPERVISED):
         threading.Thread(target=_watch_supervisor, args=(loop, stop), daemon=True).start()
@@ -181,14 +200,15 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings()
     telemetry.configure(settings.log_level, settings.log_format)
     try:
-        return serve(
-            load_app(given.target),
-            settings,
-            concurrency=given.concurrency,
-            grace=given.grace,
-            max_events=given.max_events,
-            total_concurrency=given.total_concurrency,
-        )
+        with may_be_told():
+            return serve(
+                load_app(given.target),
+                settings,
+                concurrency=given.concurrency,
+                grace=given.grace,
+                max_events=given.max_events,
+                total_concurrency=given.total_concurrency,
+            )
     except OutboxError as error:
         structlog.get_logger().error("worker.refused", reason=str(error))
         return _status_of(error)

@@ -16,7 +16,19 @@ from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from workers.backoff import Backoff
 from workers.loading import load_app
-from workers.service import DEADLINE, GRACE, MISCONFIGURED, REFUSED, REPORTS_TO, RETIRED, SUPERVISED, serve
+from workers.service import (
+    DEADLINE,
+    GRACE,
+    MISCONFIGURED,
+    REFUSED,
+    REPORTS_TO,
+    RETIRED,
+    SIGNALS,
+    SUPERVISED,
+    may_be_told,
+    serve,
+)  # fmt: skip
+from workers.standstill import ENDED_BY
 
 if TYPE_CHECKING:
     from workers.reports import Reports
@@ -51,19 +63,20 @@ def run(
         raise ConfigurationError("processes must be at least 1")
     if max_events is not None and max_events < 1:
         raise ConfigurationError("max_events must be at least 1")
-    app = load_app(target)
-    if processes == 1 and max_events is None:
-        status = serve(app, settings, concurrency=concurrency, grace=grace, total_concurrency=total_concurrency)
-        return 1 if status == REFUSED else status
-    return Supervisor(
-        target,
-        settings,
-        processes,
-        concurrency=concurrency,
-        grace=grace,
-        max_events=max_events,
-        total_concurrency=total_concurrency,
-    ).run()
+    with may_be_told():
+        app = load_app(target)
+        if processes == 1 and max_events is None:
+            status = serve(app, settings, concurrency=concurrency, grace=grace, total_concurrency=total_concurrency)
+            return 1 if status == REFUSED else status
+        return Supervisor(
+            target,
+            settings,
+            processes,
+            concurrency=concurrency,
+            grace=grace,
+            max_events=max_events,
+            total_concurrency=total_concurrency,
+        ).run()
 
 
 class Supervisor:
@@ -114,7 +127,7 @@ class Supervisor:
             return self._run()
 
     def _run(self) -> int:
-        previous = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, self._signalled) for number in SIGNALS}
         try:
             self._children = {
                 number: Child(self._command, self._environment, number, self._reports)
@@ -148,7 +161,8 @@ class Supervisor:
                 child.restart_at = now + delay
                 if self._reports is not None:
                     self._reports.crashed(child.number)
-                self._log.error("worker.crashed", pid=child.process.pid, status=status, restart_in=delay)
+                facts = {"reason": "its event loop stood still"} if status == -ENDED_BY else {}
+                self._log.error("worker.crashed", pid=child.process.pid, status=status, restart_in=delay, **facts)
             elif now >= child.restart_at:
                 child.start()
         return True
@@ -239,6 +253,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "OUTBOX_PREFIX": settings.prefix,
         "OUTBOX_LOG_LEVEL": settings.log_level,
         "OUTBOX_LOG_FORMAT": settings.log_format,
+        "OUTBOX_STANDSTILL": str(settings.standstill),
         # One port cannot be that of several.
         "OUTBOX_METRICS_PORT": "",
     }

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from workers.job import Job
+from workers.standstill import Standstill
 
 LIMIT = 1.0
 """Seconds that the loop may stand still."""
@@ -26,16 +27,18 @@ DEEPEST = 30
 
 
 class Watchdog:
-    """Watches the running loop from `start` to `stop`; `limit` is in seconds.
+    """Watches the running loop from `start` to `stop`; `limit` is in seconds, and so is `standstill`, after which the
+    process is ended (0: never).
 
     Each block is logged twice: as `loop.blocked` while it lasts, with the handler, the event and the stack, and as
     `loop.free` with the seconds it took when it is over. Code that does not let the thread run either, such as a loop
     in C that holds the interpreter, is reported when it is over only.
     """
 
-    def __init__(self, log: Any, limit: float = LIMIT) -> None:
+    def __init__(self, log: Any, limit: float = LIMIT, *, standstill: float = 0.0) -> None:
         self._log = log
         self._limit = limit
+        self._standstill = standstill
         self._interval = limit / ROUNDS
         self._turned = time.monotonic()
         self._reported: tuple[float, dict[str, Any]] = (0.0, {})
@@ -69,15 +72,19 @@ class Watchdog:
         self._timer = self._loop.call_later(self._interval, self._turn)
 
     def _watch(self) -> None:
-        looked = time.monotonic()
+        looked, seen = time.monotonic(), self._turned
+        standstill = Standstill(self._standstill, round=2 * self._interval)
         while not self._stopped.wait(self._interval):
             now, before = time.monotonic(), looked
             looked = now
+            standstill.turns(self._turned != seen, now - before)
+            seen = self._turned
             # Who came late itself was stopped together with the loop, or could not run: the loop says it afterwards.
             late = now - before > 2 * self._interval
             turned = self._turned
             if not late and now - turned > self._limit and self._reported[0] != turned:
                 self._report(turned, now - turned)
+        standstill.over()
 
     def _report(self, turned: float, seconds: float) -> None:
         frame = sys._current_frames().get(self._watched)

@@ -55,7 +55,8 @@ class Worker:
     each handler. `lease`, `heartbeat` and `grace` are in seconds: a worker that is
     silent for `lease` is taken for dead; a stopping worker lets runs finish for `grace`. After `max_events` deliveries
     `run` ends by itself, and `retired` is true: what runs then comes to its end, what waits is handed back. With
-    `measures` it counts there what it does.
+    `measures` it counts there what it does. With `standstill` the process is ended when its event loop
+    has not turned for so many seconds; 0 is for a worker that shares its process with something else.
 
     >>> async with Worker(app, settings) as worker:
     ...     await worker.run()
@@ -73,6 +74,7 @@ class Worker:
         max_events: int | None = None,
         total_concurrency: int | None = None,
         measures: Measures | None = None,
+        standstill: float = 0.0,
     ) -> None:
         if not app.handlers:
             raise ConfigurationError("the app has no handlers")
@@ -104,7 +106,7 @@ class Worker:
         self._databases: list[Database] = []
         self._unfit: str | None = None
         self._lifespan = Lifespan(app, self._log)
-        self._watchdog = Watchdog(self._log)
+        self._watchdog = Watchdog(self._log, standstill=standstill)
         self._stop = asyncio.Event()
         self._told = asyncio.Event()
         self._now = asyncio.Event()

@@ -130,8 +130,9 @@ from outbox.settings import Settings
 from workers import Worker
 
 async def main():
-    lease = float(sys.argv[1])
-    async with Worker(tasks.app, Settings(), lease=lease, heartbeat=lease / 4) as worker:
+    lease, settings = float(sys.argv[1]), Settings()
+    times = {"lease": lease, "heartbeat": lease / 4, "standstill": settings.standstill}
+    async with Worker(tasks.app, settings, **times) as worker:
         await worker.run()
 
 asyncio.run(main())

@@ -39,6 +39,46 @@ def test_a_worker_that_still_waits_for_a_server_ends_when_it_is_told(
     assert outbox.one("SELECT count(*) FROM outbox.handler") == 0
 
 
+STARTING = """
+import asyncio, time
+from contextlib import asynccontextmanager
+from pathlib import Path
+import workers
+
+def import_slowly():
+    Path("importing").touch()
+    time.sleep(60)
+
+@asynccontextmanager
+async def lifespan(app: workers.App):
+    Path("entering").touch()
+    try:
+        await asyncio.sleep(60)
+        yield
+    finally:
+        Path("left").touch()
+
+app = workers.App(lifespan=lifespan)
+
+@app.handler("e")
+async def h() -> None: ...
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["importing", "entering"])
+def test_a_worker_that_is_told_to_stop_while_it_imports_its_app_or_enters_the_lifespan_ends_well(
+    where: str, number: signal.Signals, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    worker = start(STARTING + ("import_slowly()\n" if where == "importing" else ""))
+    wait_for((tmp_path / where).exists)
+    worker.signal(number)
+    assert worker.wait(timeout=15) == 0
+    assert (tmp_path / "left").exists() == (where == "entering")
+    assert "Traceback" not in worker.output()
+    assert "worker.started" not in worker.output()
+
+
 def test_a_second_signal_hands_back_at_once_what_the_first_lets_end(
     outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
 ) -> None:
