@@ -105,16 +105,17 @@ def _progress(found: Status) -> Iterator[Metric]:
     yield gauge("outbox_standby_relays", "Relays that wait to lead.", len(found.standbys))
 
 
+SHARED = f"counted up to this handler's part of {LOOK_AT}, but to 200"
 _HANDLERS: tuple[tuple[str, str, Callable[[datetime, HandlerStatus], float]], ...] = (
-    ("lag_events", f"Events without any outcome; up to {LOOK_AT}.", lambda at, handler: handler.lag.value),
+    ("lag_events", f"Events without any outcome; {SHARED}.", lambda at, handler: handler.lag.value),
     (
         "oldest_eligible_age_seconds",
         "How long the oldest waits that could have been run by now; 0 without any.",
         lambda at, handler: _since(handler.oldest_eligible_at, at),
     ),
     ("workers", "Live worker processes that serve it.", lambda at, handler: handler.workers),
-    ("retrying", f"Deliveries to be tried again; up to {LOOK_AT} in all.", lambda at, handler: handler.retrying.value),
-    ("dead", f"Dead letters not replayed; up to {LOOK_AT} in all.", lambda at, handler: handler.dead.value),
+    ("retrying", f"Deliveries to be tried again; {SHARED}.", lambda at, handler: handler.retrying.value),
+    ("dead", f"Dead letters not replayed; {SHARED}.", lambda at, handler: handler.dead.value),
     ("seen_age_seconds", "Since a worker announced the handler.", lambda at, handler: _since(handler.last_seen, at)),
     ("paused", "1 while it is paused.", lambda at, handler: handler.paused),
     (

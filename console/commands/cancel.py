@@ -44,6 +44,8 @@ def cancel(
     chosen = read_ids(ids) or ()
     settings = options.settings(database_url=database_url, schema_name=schema)
     found = [admin.cancel(settings, id, handler=handler, dry_run=True) for id in chosen]
+    for event, name in sorted({(each.event_name, name) for each in found for name in each.unannounced}):
+        note(f"no worker has announced {name} for {event}: that is for one to come, or mistyped")
     if not dry_run and any(each.cancelled or each.scheduled for each in found):
         confirm(f"Cancel {len(chosen)} event{'' if len(chosen) == 1 else 's'}?", yes=yes)
         found = [admin.cancel(settings, id, handler=handler, reason=reason) for id in chosen]
@@ -60,6 +62,7 @@ def cancel(
             "event": each.event_name,
             "cancelled": each.cancelled,
             "left": each.left,
+            "unannounced": each.unannounced,
             "scheduled": each.scheduled,
             "dry_run": dry_run,
         }
@@ -68,14 +71,18 @@ def cancel(
     show(rows, COLUMNS, output, empty="nothing to cancel")
     if dry_run:
         note("nothing was changed")
-    if status := _status(found):
+    if status := _status(found, handler):
         raise typer.Exit(status)
 
 
-def _status(found: list[Cancellation]) -> int:
+def _status(found: list[Cancellation], handler: str | None) -> int:
     for each in found:
         if not (each.cancelled or each.left or each.scheduled):
-            note(f"no handler of {each.event_name} is known: name the one to come with --handler")
+            note(
+                f"no handler of {each.event_name} is known: name the one to come with --handler"
+                if handler is None
+                else f"{each.event_id} is not retained any more and not at {handler}"
+            )
     done = [each for each in found if each.cancelled or each.scheduled]
     if not done:
         return FAILED

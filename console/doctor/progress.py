@@ -116,7 +116,8 @@ def retrying(handler: HandlerStatus, status: Status) -> Verdict | None:
             f"{handler.name}: {handler.retrying} retries, one is overdue for {span(overdue)}",
             "more workers, or more concurrency, for it; none at all shows under `handlers`",
         )
-    if handler.retrying.likely >= MANY_RETRIES:
+    # Many handlers share what is counted: then counting may stop below that.
+    if handler.retrying.likely >= MANY_RETRIES or not handler.retrying.exact:
         return warning(f"{handler.name}: {handler.retrying} events are to be tried again")
     return None
 

@@ -21,14 +21,16 @@ WAIT = "5s"
 @dataclass(frozen=True)
 class Cancellation:
     """What became of a request to cancel an event: the handlers that will not run it, and those where it was too late,
-    with where it stands there (`done`, `dead`, `cancelled` before, or `running`). `scheduled` says that it was not due
-    yet: then it is gone, and no handler gets it."""
+    with where it stands there (`done`, `dead`, `cancelled` before, or `running`). `unannounced` are those of the first
+    that no worker has announced for such events: one to come, or a slip. `scheduled` says that it was not due yet: then
+    it is gone, and no handler gets it."""
 
     event_id: UUID
     event_name: str
     cancelled: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     scheduled: bool = False
+    unannounced: tuple[str, ...] = ()
 
 
 def cancel(
@@ -75,7 +77,8 @@ def cancel(
                 states |= dict.fromkeys(set(chosen) - now, "running")
                 chosen = [name for name in chosen if name in now]
             left = {name: state for name, state in states.items() if name not in chosen}
-            done = Cancellation(event_id, rows[0][0], tuple(chosen), left)
+            unannounced = tuple(row[2] for row in rows if row[2] in chosen and row[4])
+            done = Cancellation(event_id, rows[0][0], tuple(chosen), left, unannounced=unannounced)
         if not dry_run and (done.scheduled or done.cancelled):
             detail = {"event": str(event_id), "handlers": list(done.cancelled), "scheduled": done.scheduled}
             audit.note(cursor, where, "cancel", detail, actor=who, reason=reason)

@@ -72,6 +72,18 @@ def test_retries_that_pile_up_are_found(settings: Settings, db: Db, monkeypatch:
     assert "overdue for 10 min" in look(settings, "retries").evidence
 
 
+def test_retries_that_pile_up_at_one_of_many_handlers_are_found(settings: Settings, db: Db) -> None:
+    for number in range(25):
+        register(db, f"h{number}")
+    add(db, count=1_001)
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, 'h1', created_at, 'retrying', 1, clock_timestamp() + interval '1 hour' FROM outbox.event"
+    )
+    found = look(settings, "retries")
+    assert (found.severity, found.evidence) == (WARNING, "h1: ≥ 800 events are to be tried again")
+
+
 def test_retries_of_a_handler_that_nobody_has_are_found(settings: Settings, db: Db) -> None:
     register(db)
     add(db, count=2)

@@ -13,7 +13,7 @@ import pytest
 
 from outbox import admin
 from outbox.errors import UnknownError
-from tests.integration.mending.conftest import Result, add, audits, deliver, register, states
+from tests.integration.mending.conftest import Result, add, audits, bury, deliver, register, states
 
 Db = psycopg.Connection[Any]
 Run = Callable[..., Result]
@@ -43,9 +43,35 @@ def test_what_has_not_run_is_cancelled_at_every_handler_and_the_rest_stays(outbo
 def test_one_handler_alone_is_cancelled_known_or_not(outbox: Run, db: Db) -> None:
     register(db, "bill", "mail")
     (id,) = add(db)
-    assert outbox("cancel", id, "--handler", "mail", "--yes").status == 0
+    register(db, "greet", event="other")
+    known = outbox("cancel", id, "--handler", "mail", "--yes")
+    assert (known.status, known.err) == (0, "")
+    for name in ("to_come", "greet"):
+        asked = outbox("cancel", id, "--handler", name, "--dry-run", "-o", "json")
+        assert (asked.status, asked.json[0]["unannounced"]) == (0, [name])
+        assert asked.err.startswith(f"no worker has announced {name} for order: ")
     assert outbox("cancel", id, "--handler", "to_come", "--yes").status == 0
     assert states(db, id) == {"mail": "cancelled", "to_come": "cancelled"}
+
+
+def test_a_letter_that_was_put_back_is_cancelled_also_when_its_event_is_gone(outbox: Run, db: Db) -> None:
+    register(db, "bill", "mail", "ship")
+    (id,) = add(db)
+    bury(db, "bill", id)
+    bury(db, "mail", id)
+    db.execute("DELETE FROM outbox.event")
+    db.execute("DELETE FROM outbox.delivery")
+    assert outbox("replay", id, "--handler", "bill", "--yes").status == 0
+    done = outbox("cancel", id, "--yes", "-o", "json")
+    assert (done.json[0]["event"], done.json[0]["cancelled"], done.json[0]["left"]) == (
+        "order", ["bill"], {"mail": "dead"},
+    )  # fmt: skip
+    assert states(db, id) == {"bill": "cancelled"}
+    # What is gone comes to nobody any more.
+    for name in ("ship", "to_come"):
+        late = outbox("cancel", id, "--handler", name, "--yes")
+        assert (late.status, f"not at {name}" in late.err) == (1, True)
+    assert states(db, id) == {"bill": "cancelled"}
 
 
 def test_a_lease_that_has_ended_is_no_run(db: Db) -> None:
