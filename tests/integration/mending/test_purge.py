@@ -12,7 +12,7 @@ import pytest
 from outbox import admin
 from outbox.admin import Edit, Outcome, Selection
 from outbox.settings import Settings
-from tests.integration.mending.conftest import Result, audits, bury, deliver
+from tests.integration.mending.conftest import Result, audits, bury, deliver, register
 from tests.integration.relay.conftest import Box, Thread, wait_for
 
 Db = psycopg.Connection[Any]
@@ -174,6 +174,7 @@ def replayed(run: Run, *arguments: str) -> None:
 
 
 def test_audit_rows_that_name_or_quote_what_is_erased_are_blanked_and_others_stay(served: Run, db: Db) -> None:
+    register(db, "bill", event="a")
     mine, other = add(db, "a", SECRET, mail="ada@x"), add(db, "a", "bob", mail="bob@x", plan="basic")
     bury(db, "bill", mine, error="no mailbox ada@x")
     bury(db, "bill", other, error="no mailbox bob@x")
@@ -210,6 +211,7 @@ def test_what_is_scheduled_and_short_values_that_are_selected_are_quoted_too(ser
 def test_copies_of_what_went_with_its_partition_are_erased_at_once_with_their_letters(
     served: Run, db: Db, kept: bool
 ) -> None:
+    register(db, "bill", event="a")
     original = add(db, "a", None, user_id=7, mail=SECRET)
     bury(db, "bill", original)
     db.execute("DELETE FROM outbox.event")
