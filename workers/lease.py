@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -60,11 +61,16 @@ class Leases:
     # Heartbeat
 
     async def keep_retries(self) -> None:
-        """Renew the leases of claimed retries until cancelled."""
+        """Renew the leases of claimed retries until cancelled; ask PostgreSQL about entries where only it knows."""
         while True:
-            await asyncio.sleep(self._heartbeat)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat):
+                    await self.entries.found.wait()
+            self.entries.found.clear()
             while self.entries.trimmed:
                 await self._hold(*self.entries.trimmed.popitem())
+            while self.entries.gone:
+                await self._lose_taken(*self.entries.gone.popitem())
             leased = [job for lane in self._lanes.values() for job in lane.active.values() if job.lease]
             if marked := [job for job in leased if isinstance(job.lease, Mark)]:
                 await self._database.fetch("renew_once", keys(marked) | beginnings(marked) | {"term": self._lease})
@@ -76,6 +82,20 @@ class Leases:
             for job in held:
                 if job.lease not in standing and not job.closed:
                     job.lane.lose(job)
+
+    async def _lose_taken(self, source: Source, ids: set[bytes]) -> None:
+        """End the runs of entries that another worker took over and acknowledged, or that the sweep took for lost:
+        these have a row. Those that Redis forgot have none, and go on."""
+        found = [source.inflight[entry_id] for entry_id in ids if entry_id in source.inflight]
+        jobs = [job for job in found if not job.closed]
+        if not jobs:
+            return
+        taken = {row[0] for row in await self._database.fetch("standing", keys(jobs))}
+        for event_id in taken:
+            # The one that runs, if this was its entry on the other stream.
+            job = source.lane.active.get(event_id)
+            if job is not None and job.lease is None and not job.closed:
+                source.lane.lose(job)
 
     async def _hold(self, source: Source, ids: set[bytes]) -> None:
         """Exchange the leases of entries that the stream was trimmed past for leases in PostgreSQL.

@@ -27,6 +27,10 @@ class Renewal:
         self._log = log
         self.trimmed: dict[Source, set[bytes]] = {}
         """Entries that their stream was trimmed past, and that need another lease."""
+        self.gone: dict[Source, set[bytes]] = {}
+        """Entries that are pending no more, although their runs go on: taken over, or forgotten by Redis."""
+        self.found = asyncio.Event()
+        """Set when there are such entries."""
 
     async def keep(self) -> None:
         """Renew them until cancelled: one exchange with each server that has any."""
@@ -78,11 +82,15 @@ class Renewal:
                 job.source = None
 
     def _renewed(self, source: Source, ids: list[bytes], reply: Any) -> None:
-        lost, trimmed = reply
+        lost, trimmed, gone = reply
         for entry_id in lost:
             job = source.inflight.get(entry_id)
             if job is not None and not job.closed:
                 source.lane.lose(job)
+        # Not here: while PostgreSQL is away leases in Redis must be renewed.
         if trimmed:
-            # Not here: while PostgreSQL is away leases in Redis must be renewed.
             self.trimmed.setdefault(source, set()).update(trimmed)
+            self.found.set()
+        if gone := [each for each in gone if (job := source.inflight.get(each)) is not None and not job.closed]:
+            self.gone.setdefault(source, set()).update(gone)
+            self.found.set()

@@ -1,7 +1,8 @@
 -- Renews the lease of entries that a worker still holds.
 -- KEYS[1] stream. ARGV[1] group, ARGV[2] consumer, ARGV[3...] entry ids.
--- Returns the ids that another consumer owns now, and those that the stream was trimmed past: XCLAIM would make Redis forget
--- that these are pending. An entry that is no longer pending is gone, not lost. JUSTID keeps the delivery count.
+-- Returns the ids that another consumer owns now, those that the stream was trimmed past (XCLAIM would make Redis forget
+-- that these are pending), and those that are pending no more: taken over and acknowledged, or forgotten by Redis; only
+-- PostgreSQL knows which. JUSTID keeps the delivery count.
 local function parse(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
@@ -11,10 +12,12 @@ local first_ms, first_seq = math.huge, 0
 if first then
   first_ms, first_seq = parse(first[1])
 end
-local lost, trimmed, mine = {}, {}, {}
+local lost, trimmed, gone, mine = {}, {}, {}, {}
 for i = 3, #ARGV do
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
-  if pending[1] then
+  if not pending[1] then
+    gone[#gone + 1] = ARGV[i]
+  else
     local ms, seq = parse(ARGV[i])
     if pending[1][2] ~= ARGV[2] then
       lost[#lost + 1] = ARGV[i]
@@ -29,4 +32,4 @@ if #mine > 0 then
   mine[#mine + 1] = 'JUSTID'
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(mine))
 end
-return {lost, trimmed}
+return {lost, trimmed, gone}

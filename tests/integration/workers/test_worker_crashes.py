@@ -122,6 +122,54 @@ def test_by_default_another_worker_has_what_a_killed_one_held_within_15_s_howeve
     )
 
 
+UNTIL_GO = """
+def note(what):
+    with open("log", "a") as log:
+        log.write(f"{what} {os.getpid()}\\n")
+
+@app.handler("e", timeout=600)
+async def waiting():
+    note("begin")
+    try:
+        while not Path("go").exists():
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        note("ended")
+
+@app.handler("f", timeout=600)
+def threaded():
+    note("begin")
+    try:
+        while not Path("go").exists():
+            time.sleep(0.01)
+    except BaseException:
+        note("ended")
+        raise
+"""
+
+
+def test_a_stopped_worker_that_goes_on_ends_the_runs_that_another_one_has_begun_meanwhile(
+    outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("waiting", "e")
+    outbox.attach("threaded", "f")
+    log = tmp_path / "log"
+    zombie = start(HEAD + UNTIL_GO, lease=LEASE)
+    wait_for(zombie.started)
+    outbox.publish("e", {})
+    outbox.publish("f", {})
+    wait_for(lambda: log.exists() and log.read_text().count("begin") == 2)
+    zombie.signal(signal.SIGSTOP)
+    other = start(HEAD + UNTIL_GO, lease=LEASE)
+    wait_for(lambda: log.read_text().count("begin") == 4)
+    zombie.signal(signal.SIGCONT)
+    wait_for(lambda: log.read_text().count(f"ended {zombie.popen.pid}") == 2, timeout=10)
+    (tmp_path / "go").touch()
+    wait_for(lambda: outbox.count("done") == 2)
+    assert log.read_text().count(f"ended {other.popen.pid}") == 0
+    assert outbox.one("SELECT min(attempts), max(attempts), max(crashes) FROM outbox.delivery") == (2, 2, 1)
+
+
 STOPPABLE = """
 FIRST, GO = Path("first"), Path("go")
 

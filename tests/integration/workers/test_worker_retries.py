@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import workers
-from outbox.names import stream_key
+from outbox.names import catch_up_key, stream_key
 from workers.queries import sql
 
 pytestmark = pytest.mark.oldest
@@ -295,6 +295,69 @@ def test_a_worker_that_lost_an_entry_or_a_retry_ends_that_run(outbox: Any, work:
     assert outbox.one("SELECT attempts FROM outbox.delivery") == 1
 
 
+@pytest.mark.parametrize("kind", ["async", "def", "batch", "twin"])
+def test_a_run_whose_entry_was_taken_over_and_acknowledged_is_ended(
+    kind: str, outbox: Any, work: Any, until: Any
+) -> None:
+    app, started, ended = workers.App(), [], []
+
+    async def hold() -> None:
+        started.append(kind)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(kind)
+
+    if kind == "def":
+
+        @app.handler("e", name="h")
+        def threaded() -> None:
+            started.append(kind)
+            try:
+                for _ in range(6000):
+                    time.sleep(0.01)
+            finally:
+                ended.append(kind)
+
+    elif kind == "batch":
+
+        @app.handler("e", name="h", batch=2)
+        async def gathered(events: list[workers.Event]) -> None:
+            await hold()
+
+    else:
+        app.handler("e", name="h")(hold)
+    outbox.attach("h", "e")
+    events = outbox.write("e", {}, {})
+    entries = {stream_key("outbox", "e"): outbox.push("e", events)}
+    if kind == "twin":
+        other = catch_up_key("outbox", "e", "h")
+        entries[other] = outbox.push("e", events, key=other)
+
+    async def scenario(worker: workers.Worker) -> None:
+        running = 1 if kind == "batch" else 2
+        await until(
+            lambda: (
+                len(started) == running
+                and sum(len(each.inflight) for each in worker._sources) == (4 if kind == "twin" else 2)
+            )
+        )
+        # As `Leases.take_over` of another worker does; for a twin on the stream that it was not started from.
+        outbox.sql.execute(
+            "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+            " SELECT id, 'h', created_at, 'retrying', 1, now() + interval '1 hour' FROM outbox.event"
+        )
+        started_from = next(job for job in worker._lanes["h"].active.values()).source.key
+        key = next((each for each in entries if each != started_from), started_from)
+        outbox.redis.xack(key, "h", *entries[key])
+        await until(lambda: len(ended) == running)
+        assert not worker._lanes["h"].active
+
+    work(app, scenario, heartbeat=0.1)
+    assert outbox.count("retrying") == 2
+    assert outbox.one("SELECT max(attempts) FROM outbox.delivery") == 1
+
+
 def test_what_waited_for_a_lost_run_to_end_is_run(outbox: Any, work: Any, until: Any) -> None:
     app, go, started = workers.App(), asyncio.Event(), []
 
@@ -339,7 +402,10 @@ def test_an_entry_that_is_gone_is_not_lost(outbox: Any, work: Any, until: Any) -
         await started.wait()
         outbox.redis.flushall()
         renewed = worker._sources[1]
+        outbox.redis.xgroup_create(renewed.key, "h", id="0", mkstream=True)
         await worker._leases.entries._renew(worker._servers.at(renewed.key), [renewed])
+        [gone] = worker._leases.entries.gone.items()
+        await worker._leases._lose_taken(*gone)
         go.set()
         await until(lambda: outbox.count("done") == 1)
 
