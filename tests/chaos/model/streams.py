@@ -235,19 +235,19 @@ class Redis:
         if ids:
             self._group(key, name)
         first = min(stream.entries, default=None) if stream is not None else None
-        lost, trimmed, mine = [], [], []
+        lost, trimmed, gone, mine = [], [], [], []
         for text in ids:
             held = self._group(key, name).pending.get(Position.parse(text))
             if held is None:
-                continue
-            if held.consumer != consumer:
+                gone.append(text)
+            elif held.consumer != consumer:
                 lost.append(text)
             elif first is None or Position.parse(text) < first:
                 trimmed.append(text)
             else:
                 mine.append(text)
         self.claim(key, name, consumer, 0, mine)
-        return [lost, trimmed]
+        return [lost, trimmed, gone]
 
     def leave(self, key: str, name: str, consumer: str) -> int:
         """leave.lua"""

@@ -81,6 +81,11 @@ def _renew(server: Postgres, asked: Asked) -> Rows:
     return standing
 
 
+def _standing(server: Postgres, asked: Asked) -> Rows:
+    found = [(each, server.deliveries.get(each)) for each in _rows(server, asked)]
+    return [(event_id, row.lease) for (event_id, _), row in found if row is not None]
+
+
 def _claim(server: Postgres, asked: Asked) -> Rows:
     rows: Rows = []
     for handler, room in zip(words(asked["handlers"]), map(int, words(asked["limits"])), strict=True):
@@ -190,7 +195,7 @@ def _fail_once(server: Postgres, asked: Asked) -> Rows:
     return []
 
 
-READS = ("refresh", "seen", "outcome_of")
+READS = ("refresh", "seen", "standing", "outcome_of")
 """Statements that commit nothing."""
 
 STATEMENTS: dict[str, Callable[[Postgres, Asked], Rows]] = {
@@ -202,6 +207,7 @@ STATEMENTS: dict[str, Callable[[Postgres, Asked], Rows]] = {
     "retry": _retry,
     "hold": _hold,
     "renew": _renew,
+    "standing": _standing,
     "claim": _claim,
     "finish_done": _finish_done,
     "finish_retry": _finish_retry,
