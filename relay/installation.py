@@ -36,10 +36,11 @@ STATEMENT_TIMEOUT = "3s"
 
 @dataclass(frozen=True)
 class Overview:
-    """What PostgreSQL says, and how often something was done by hand: by what it was."""
+    """What PostgreSQL says, how often something was done by hand, and how many deliveries were put back so."""
 
     status: Status
     actions: dict[str, int]
+    replayed: int
 
 
 class Installation:
@@ -68,6 +69,8 @@ class Installation:
             yield from _progress(overview.status)
             yield from _handlers(overview.status)
             yield _actions(overview.actions)
+            replayed = {(): overview.replayed}
+            yield counter("outbox_replayed_deliveries", "Deliveries that were put back, by the audit table.", replayed)
         if known is not None:
             yield from _groups(known)
 
@@ -77,8 +80,9 @@ class Installation:
             with database.connect(self._url, application_name=f"outbox monitor {schema}") as connection:
                 connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
                 found = status(connection, schema, look_at=LOOK_AT)
-                rows = connection.execute(f"SELECT action, count(*) FROM {schema}.audit GROUP BY action".encode())
-                return Overview(found, dict(rows.fetchall()))
+                query = "SELECT action, count(*), coalesce(sum((detail ->> 'replayed')::bigint), 0)"
+                rows = connection.execute(f"{query} FROM {schema}.audit GROUP BY action".encode()).fetchall()
+                return Overview(found, {row[0]: row[1] for row in rows}, sum(int(row[2]) for row in rows))
         except (OutboxError, psycopg.Error):
             return None
 

@@ -66,12 +66,14 @@ class Batches:
         which: Selection,
         outcome: Outcome,
         edit: Edit | None,
+        by: str = "",
     ) -> None:
         self._cursor = cursor
         self._schema = check_schema(schema)
         self._which = which
         self._outcome = outcome
         self._edit = edit
+        self._by = by
         if outcome is not Outcome.DEAD and which.handler is not None:
             query = f"SELECT FROM {self._schema}.handler WHERE name = %s"
             if cursor.execute(query.encode(), [which.handler]).fetchone() is None:
@@ -148,7 +150,7 @@ class Batches:
         return count
 
     def _run_again(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        keys = _keys(rows) | {"ats": [row["event_created_at"] for row in rows], "states": _STATES[self._outcome]}
+        keys = _keys(rows) | {"states": _STATES[self._outcome], "by": self._by}
         return self._cursor.execute(statement("put_back", self._schema), keys).rowcount
 
     def _run_copies(self, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -159,6 +161,7 @@ class Batches:
             "headers": [
                 json.dumps({**json.loads(row["headers"] or "{}"), COPY_OF: str(row["event_id"])}) for row in rows
             ],
+            "by": self._by,
         }
         return self._cursor.execute(statement("copy", self._schema), _keys(rows) | copies).rowcount
 
@@ -176,7 +179,11 @@ class Batches:
 
 
 def _keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"ids": [row["event_id"] for row in rows], "handlers": [row["handler"] for row in rows]}
+    return {
+        "ids": [row["event_id"] for row in rows],
+        "handlers": [row["handler"] for row in rows],
+        "ats": [row["event_created_at"] for row in rows],
+    }
 
 
 def edited(row: Mapping[str, Any], edit: Edit | None) -> str | None:

@@ -108,8 +108,8 @@ def replay(
     if (limit is not None and limit < 1) or (rate is not None and not 0 < rate < math.inf):
         raise ValueError("limit and rate must be positive and finite")
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
-        run = Batches(cursor, where, which, outcome, edit)
         who = actor or audit.current_actor()
+        run = Batches(cursor, where, which, outcome, edit, by=f"by {who}" + (f": {reason}" if reason else ""))
         detail = {**_described(which, outcome, edit), "limit": limit, "rate": rate}
         name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
         with connection.transaction():
@@ -119,7 +119,7 @@ def replay(
             if state is None:
                 return Replayed(0, 0, 0)
             detail |= {"count": state["asked"]} | ({"from": state["count"]} if state["count"] else {})
-            audit.note(cursor, where, "replay", detail, actor=who, reason=reason)
+            audited = audit.note(cursor, where, "replay", detail, actor=who, reason=reason)
         count, earlier = 0, state["count"]
         asked, total = state["asked"], earlier
         began = clock()
@@ -132,6 +132,7 @@ def replay(
                 if found is None:
                     run.forget(name)
                     break
+                audit.amend(cursor, where, audited, {"replayed": count + found})
                 total = state["count"] + found
                 if total >= asked:
                     run.forget(name)

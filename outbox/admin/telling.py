@@ -40,7 +40,7 @@ def tell(id: UUID, facts: Mapping[str, Any]) -> Story:
         key=next((found["key"] for found in (event, facts["planned"], *letters.values()) if found), None),
         position=position,
         handlers=tuple(handlers),
-        moments=_moments(facts, position, handlers, letters),
+        moments=_moments(facts, position, handlers, letters, deliveries),
         waits_for=_event_waits(facts, handlers),
     )
 
@@ -76,7 +76,7 @@ def _at_handler(
         state=delivery["state"],
         attempts=delivery["attempts"],
         replays=delivery["replays"],
-        failures=tuple(Failure(**{**each, "at": _time(each["at"])}) for each in delivery["failures"] or ()),
+        failures=tuple(each for each in _noted(delivery) if each.attempt),
         error=delivery["error"],
         result=delivery["result"],
         due_at=delivery["due_at"] and _time(delivery["due_at"]),
@@ -184,6 +184,7 @@ def _moments(
     position: Position | None,
     handlers: list[HandlerStory],
     letters: Mapping[str, Mapping[str, Any]],
+    deliveries: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Moment, ...]:
     found: list[Moment] = []
     event, tick = facts["event"], facts["tick"]
@@ -205,31 +206,44 @@ def _moments(
         relay = facts["relay"]
         if Position(relay["tick"], relay["seq"]) >= position and any(row["attached"] for row in facts["handlers"]):
             found.append(Moment(_time(tick["created_at"]), "published", detail=f"as {position}, soon after its tick"))
+        for row in facts["handlers"]:
+            fed = None if row["attached"] else _position(row, "fed")
+            if fed is not None and fed >= position:
+                detail = f"as {position} in its catch-up stream, after its tick"
+                found.append(Moment(_time(tick["created_at"]), "published", row["name"], detail))
     if facts["purged_at"]:
         found.append(Moment(_time(facts["purged_at"]), "purged"))
     for each in handlers:
-        found += _at(each, letters.get(each.handler))
+        replays = [note for note in _noted(deliveries.get(each.handler)) if not note.attempt]
+        found += _at(each, letters.get(each.handler), replays)
     # Stable: what has the same time stays in the order of the path.
     return tuple(sorted(found, key=lambda moment: moment.at or _time(facts["now"])))
 
 
-def _at(story: HandlerStory, letter: Mapping[str, Any] | None) -> list[Moment]:
+def _noted(delivery: Mapping[str, Any] | None) -> list[Failure]:
+    """Attempts that failed, and among them replays, as attempt 0."""
+    noted = (delivery and delivery["failures"]) or ()
+    return [Failure(**{**each, "at": _time(each["at"])}) for each in noted]
+
+
+def _at(story: HandlerStory, letter: Mapping[str, Any] | None, replays: list[Failure]) -> list[Moment]:
     found = [
         Moment(each.at, "failed", story.handler, f"attempt {each.attempt}: {each.error}") for each in story.failures
     ]
+    found += [Moment(each.at, "replayed", story.handler, each.error) for each in replays]
     if letter is not None:
         if story.state != "dead":
             found.append(Moment(_time(letter["died_at"]), "dead", story.handler, letter["error"]))
-        if letter["replayed_at"]:
+        if letter["replayed_at"] and not replays:
             found.append(Moment(_time(letter["replayed_at"]), "replayed", story.handler))
+    again = {0: "", 1: ", replayed once"}.get(story.replays, f", replayed {story.replays} times")
     if story.state in ("done", "dead", "cancelled"):
         times = f"{story.attempts} attempt{'' if story.attempts == 1 else 's'}"
-        again = {0: "", 1: ", replayed once"}.get(story.replays, f", replayed {story.replays} times")
         error = f": {story.error}" if story.error else ""
         result = "" if story.result is None else f", result {_shortened(story.result)}"
         found.append(Moment(story.updated_at, story.state, story.handler, f"{times}{again}{error}{result}"))
     elif story.due_at is not None:
-        found.append(Moment(story.due_at, "due", story.handler, f"attempt {story.attempts + 1}"))
+        found.append(Moment(story.due_at, "due", story.handler, f"attempt {story.attempts + 1}{again}"))
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import UTC
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ import outbox
 from console import main
 from console.servers import Redis
 from outbox import admin
+from outbox.admin import Edit, Outcome, Selection
 from outbox.admin.statement import statement
 from outbox.names import lock_id
 
@@ -136,6 +138,41 @@ def test_a_copy_for_one_handler_and_a_purged_event_have_the_story_of_their_deliv
     told = admin.story(db, purged)
     assert (told.name, told.state, told.waits) == ("paid", "cancelled", ())
     assert {"purged", "cancelled"} <= {moment.what for moment in told.moments}
+
+
+def test_replays_tell_who_why_and_what_was_before_and_an_original_names_its_copy(db: Db) -> None:
+    handle(db, "h")
+    id = add(db)
+    db.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+        " SELECT id, 'h', created_at, 'done', 1 FROM outbox.event"
+    )
+    done = admin.story(db, id).handlers[0].updated_at
+    which = Selection(handler="h", ids=(id,))
+    admin.replay(db, which, outcome=Outcome.DONE, reason="wrong rate", actor="ann@desk")
+
+    def replays(id: uuid.UUID) -> list[str | None]:
+        return [each.detail for each in admin.story(db, id).moments if each.what == "replayed"]
+
+    assert done is not None
+    first = f"by ann@desk: wrong rate; it was done since {done.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    assert replays(id) == [first]
+    # It dies, and dies again: a letter tells the last death only.
+    for reason in ("one", "two"):
+        db.execute("UPDATE outbox.delivery SET state = 'dead', due_at = NULL, attempts = 10, error = 'boom'")
+        db.execute(
+            "INSERT INTO outbox.dead_letter (event_id, handler, event_created_at, name, payload, attempts, error)"
+            " SELECT id, 'h', created_at, name, payload, 10, 'boom' FROM outbox.event WHERE id = %s"
+            " ON CONFLICT (event_id, handler) DO UPDATE SET died_at = clock_timestamp(), replayed_at = NULL",
+            [id],
+        )
+        edit = Edit.parse(["payload.n=1"]) if reason == "two" else None
+        admin.replay(db, which, reason=reason, actor="bob@desk", edit=edit)
+    (copy,) = db.execute("SELECT id FROM outbox.event WHERE id <> %s", [id]).fetchone() or ()
+    _, second, third = replays(id)
+    assert str(second).startswith("by bob@desk: one; it was dead since ")
+    assert third == f"as the edited copy {copy}, by bob@desk: two"
+    assert replays(copy) == ["by bob@desk: two"]
 
 
 # Who asks ----------------------------------------------------------------------------------------------------------

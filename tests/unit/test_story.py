@@ -201,6 +201,36 @@ def test_a_replay_and_a_death_are_on_the_time_line() -> None:
     assert (waiting.moments[-1].what, waiting.moments[-1].detail) == ("due", "attempt 1")
 
 
+def test_each_replay_says_when_who_and_what_it_was_before() -> None:
+    failures = [
+        {"attempt": 10, "at": ago(minutes=9), "error": "no"},
+        {"attempt": 0, "at": ago(minutes=8), "error": "by ann@desk; it was dead since 11:51"},
+        {"attempt": 0, "at": ago(seconds=20), "error": "by bob@desk; it was done since 11:53"},
+    ]
+    waiting = delivery("retrying", due_at=ago(seconds=10), attempts=0, replays=2, failures=failures)
+    told = story(handler(), deliveries=[waiting], letters=[LETTER | {"replayed_at": ago(minutes=8)}])
+    assert [(each.what, each.detail) for each in told.moments if each.what in ("replayed", "due", "failed")] == [
+        ("failed", "attempt 10: no"),
+        ("replayed", "by ann@desk; it was dead since 11:51"),
+        ("replayed", "by bob@desk; it was done since 11:53"),
+        ("due", "attempt 1, replayed 2 times"),
+    ]
+    assert [each.attempt for each in told.handlers[0].failures] == [10], "a replay is no failure"
+
+
+def test_what_a_catch_up_feed_published_is_on_the_time_line_of_its_handler() -> None:
+    feeding = [handler(name=name, attached=False, fed_tick=7, fed_seq=seq) for name, seq in (("h", 42), ("g", 41))]
+    told = story(*feeding)
+    published = [(each.handler, each.detail) for each in told.moments if each.what == "published"]
+    assert published == [("h", "as 7-42 in its catch-up stream, after its tick")]
+
+
+LETTER = {
+    "handler": "h", "key": "k", "event_created_at": ago(hours=1), "attempts": 10, "error": "boom",
+    "died_at": ago(minutes=9), "replayed_at": None,
+}  # fmt: skip
+
+
 def test_a_dead_letter_tells_the_story_of_an_event_that_went_with_the_retention() -> None:
     letter = {
         "handler": "h", "key": "k", "event_created_at": ago(days=9), "attempts": 10, "error": "boom",

@@ -44,7 +44,7 @@ def snapshot(db: Db) -> dict[str, dict[Any, Any]]:
     return {
         "delivery": {
             (row[0], row[1]): row
-            for row in db.execute("SELECT event_id::text, handler, d.* FROM outbox.delivery AS d").fetchall()
+            for row in db.execute("SELECT event_id::text, handler, to_jsonb(d) FROM outbox.delivery AS d").fetchall()
         },
         "dead_letter": {
             (row[0], row[1]): row
@@ -130,6 +130,11 @@ def test_what_contradicts_itself_is_wrong_usage(outbox: Run, arguments: list[str
 # Edited copies -------------------------------------------------------------------------------------------------------
 
 
+def unnoted(row: Any) -> Any:
+    """A delivery but for what is noted of replays."""
+    return row and {**row[2], "failures": None}
+
+
 def test_an_edited_copy_runs_instead_and_says_whose_it_is_and_the_original_stays(outbox: Run, db: Db) -> None:
     register(db, "bill", "mail")
     (id,) = add(db, key="k", payload='{"card": "old", "n": 1e3}')
@@ -143,7 +148,7 @@ def test_an_edited_copy_runs_instead_and_says_whose_it_is_and_the_original_stays
     assert (event["payload"], event["key"]) == ({"card": "new", "n": 1000}, "k")
     assert event["headers"] == {"tenant": "acme", "outbox-copy-of": id}
     assert after["event"][id] == before["event"][id]
-    assert after["delivery"][id, "bill"] == before["delivery"][id, "bill"]
+    assert unnoted(after["delivery"][id, "bill"]) == unnoted(before["delivery"][id, "bill"])
     assert waiting(db) == {(copy, "bill")}
     assert admin.dead_letters(db) == []
     assert after["dead_letter"][id, "bill"][2]["payload"] == {"card": "old", "n": 1000}
@@ -332,7 +337,9 @@ def test_nothing_outside_the_selection_is_touched(
         if edit:
             copies = after["event"].keys() - before["event"].keys()
             whose = {after["event"][id][1]["headers"]["outbox-copy-of"] for id in copies}
-            assert {id for id, _ in changed} == copies
+            unlike = {key for key in changed if unnoted(before["delivery"].get(key)) != unnoted(after["delivery"][key])}
+            assert {id for id, _ in unlike} == copies
+            assert changed - unlike <= set(expected)
             assert (len(copies), whose <= {id for id, _ in expected}) == (count, True)
         else:
             assert after["event"].keys() == before["event"].keys()

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from outbox import admin
+from outbox.admin import Outcome, Selection
 from outbox.names import stream_key
 from outbox.settings import Settings
 from relay import installation, monitoring
@@ -58,7 +60,11 @@ def test_a_relay_tells_of_its_work_and_of_the_installation(
     box.subscribe("send", "print", event="paid")
     box.add("paid", 3)
     box.await_seqs([1, 2, 3], "paid")
-    box.sql.execute("INSERT INTO outbox.audit (actor, action, detail) VALUES ('me', 'replay', '{}')")
+    box.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+        " SELECT id, 'print', created_at, 'done', 1 FROM outbox.event"
+    )
+    assert admin.replay(box.sql, Selection(handler="print"), outcome=Outcome.DONE).count == 3
     box.read("paid", "send", count=2)
     with watched(relay.relay, settings) as port:
         found = wait_for(lambda: (m := Metrics(port)).of("outbox_relay_publish_seconds_count") and m, "a batch")
@@ -73,6 +79,7 @@ def test_a_relay_tells_of_its_work_and_of_the_installation(
     assert found.of("outbox_stream_length", stream=stream) == 3
     assert found.of("outbox_group_pending", stream=stream, handler="send") == 2
     assert found.of("outbox_actions_total", action="replay") == 1
+    assert found.of("outbox_replayed_deliveries_total") == 3
     assert found.of("outbox_state_read", server="redis") == found.of("outbox_state_read", server="postgresql") == 1
     assert found.of("process_cpu_seconds_total") > 0
 
