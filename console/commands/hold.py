@@ -17,10 +17,16 @@ class What(StrEnum):
 
     HANDLER = "handler"
     EVENT = "event"
+    STREAM = "stream"
     RELAY = "relay"
 
 
-Kind = Annotated[What, typer.Argument(metavar="handler|event|relay", help="What.", show_default=False)]
+Kind = Annotated[
+    What,
+    typer.Argument(
+        metavar="handler|event|stream|relay", help="What; an event's stream is the event.", show_default=False
+    ),
+]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of the handler or event.", show_default=False)]
 
 
@@ -47,7 +53,7 @@ def pause(
     """
     from outbox import admin
 
-    named = _named(what, name)
+    what, named = _meant(what, name)
     settings = options.settings(database_url=database_url, schema_name=schema)
     held = next((hold for hold in admin.holds(settings) if (hold.what, hold.name) == (what, named)), None)
     changed = held is None
@@ -77,7 +83,7 @@ def resume(
     """
     from outbox import admin
 
-    named = _named(what, name)
+    what, named = _meant(what, name)
     settings = options.settings(database_url=database_url, schema_name=schema)
     changed = any((hold.what, hold.name) == (what, named) for hold in admin.holds(settings))
     if not dry_run and changed:
@@ -89,10 +95,11 @@ def resume(
     )
 
 
-def _named(what: What, name: str | None) -> str:
+def _meant(what: What, name: str | None) -> tuple[What, str]:
+    """What is held back, by the name that it has in the database."""
     if (name is None) != (what is What.RELAY):
         raise typer.BadParameter("the relay has no name" if name else f"which {what}? Give its name")
-    return name or ""
+    return What.EVENT if what is What.STREAM else what, name or ""
 
 
 def _words(what: What, name: str) -> str:

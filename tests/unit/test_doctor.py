@@ -39,6 +39,13 @@ def test_names_of_checks_are_unique_and_remedies_are_commands_or_settings() -> N
     assert all(check.about and check.remedy and check.asks for check in CHECKS)
 
 
+def test_every_check_has_a_test_that_makes_it_fire() -> None:
+    tests = Path(__file__).parents[1] / "integration"
+    text = "\n".join(file.read_text() for folder in ("doctor", "pooler") for file in (tests / folder).glob("test_*.py"))
+    fired = re.findall(r'(?:look\(\w+, |found\[)"([\w-]+)"[)\]](?!\.severity is OK|\.made)', text)
+    assert {*fired} == {check.name for check in CHECKS}
+
+
 def test_what_is_found_is_as_bad_as_its_worst_part() -> None:
     found = worst([info("a"), error("b", "mend b"), warning("c"), error("d", "mend d")], "fine")
     assert (found.severity, found.evidence, found.remedy) == (ERROR, "b; d", "mend b")

@@ -1,6 +1,6 @@
 -- The next deliveries to run again, or for the first time, in the order of the events' ids: what has one of these outcomes
--- since before the replay began, and with `missed` what has none although the handler is past it (it began later). What
--- dies later only is a run under way that must not be repeated.
+-- since before the replay began, and with `missed` what has none although the handler is past it (it began later). What is
+-- dead without a letter was discarded and stays so; with one that dies later only it is a run that must not be repeated.
 -- Index: event's primary key from the place on, in the partitions that the selection leaves; delivery's, once for each.
 WITH mark AS MATERIALIZED (
   SELECT h.name, h.event_name, h.done_seq,
@@ -25,8 +25,8 @@ SELECT e.id AS event_id, m.name AS handler, e.created_at AS event_created_at, e.
             THEN %(missed)s AND (pg_visible_in_snapshot(e.xid, m.before)
                                  OR (pg_visible_in_snapshot(e.xid, m.own) AND e.seq <= m.done_seq))
             ELSE d.state = ANY(%(states)s::text[]) AND d.updated_at <= %(began)s
-             AND NOT (d.state = 'dead' AND EXISTS (SELECT FROM {schema}.dead_letter AS l
-                       WHERE l.event_id = e.id AND l.handler = m.name AND l.died_at > clock_timestamp())) END
+             AND (d.state <> 'dead' OR EXISTS (SELECT FROM {schema}.dead_letter AS l
+                   WHERE l.event_id = e.id AND l.handler = m.name AND l.died_at <= clock_timestamp() OFFSET 0)) END
    AND {selection}
  ORDER BY e.id, e.created_at, m.name
  LIMIT %(batch)s

@@ -72,11 +72,15 @@ def test_a_redis_that_cannot_write_its_disk_is_found(own_redis: Settings, redis_
     assert "rdb_last_bgsave_status" in found.evidence
 
 
-def test_clocks_that_differ_are_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clocks, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+@pytest.mark.parametrize("wrong", ["PostgreSQL", "Redis"])
+def test_a_clock_that_differs_is_found(settings: Settings, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    assert look(settings, "clocks").severity is OK
+    # Read before and after PostgreSQL, then before and after Redis.
+    early = iter([3700, 3700, 0, 0] if wrong == "PostgreSQL" else [0, 0, 3700, 3700])
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(time=lambda: time.time() - next(early)))
     found = look(settings, "clocks")
     assert found.severity is WARNING
-    assert found.evidence.endswith("ahead of that of this machine")
+    assert found.evidence.startswith(f"the clock of {wrong} is 61 min ahead of that of ")
 
 
 def test_a_prefix_of_another_installation_is_found(settings: Settings) -> None:

@@ -87,6 +87,15 @@ def test_a_name_that_nobody_announced_is_refused(outbox: Run, db: Db) -> None:
         admin.pause(db, "event", "bill")
 
 
-@pytest.mark.parametrize("arguments", [("relay", "bill"), ("handler",), ("event",), ("stream", "x"), ()])
+def test_a_stream_is_its_event(outbox: Run, db: Db) -> None:
+    register(db, "bill")
+    done = outbox("pause", "stream", "order", "--yes", "-o", "json")
+    assert (done.status, done.json["what"], done.json["changed"]) == (0, "event", True)
+    assert [(hold.what, hold.name) for hold in admin.holds(db)] == [("event", "order")]
+    assert outbox("resume", "stream", "order", "--yes").out == "event order goes on\n"
+    assert admin.holds(db) == []
+
+
+@pytest.mark.parametrize("arguments", [("relay", "bill"), ("handler",), ("event",), ("stream",), ("group", "x"), ()])
 def test_what_cannot_be_paused_is_wrong_usage(outbox: Run, arguments: tuple[str]) -> None:
     assert outbox("pause", *arguments, "--yes").status == 2
