@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -53,16 +53,16 @@ def pause(
     """
     from outbox import admin
 
-    what, named = _meant(what, name)
+    kind, named = _meant(what, name)
     settings = options.settings(database_url=database_url, schema_name=schema)
-    held = next((hold for hold in admin.holds(settings) if (hold.what, hold.name) == (what, named)), None)
+    held = next((hold for hold in admin.holds(settings) if (hold.what, hold.name) == (kind, named)), None)
     changed = held is None
     if not dry_run and changed:
-        confirm(f"Pause {_words(what, named)}?", yes=yes)
-        changed = admin.pause(settings, what.value, named, reason=reason)
+        confirm(f"Pause {_words(kind, named)}?", yes=yes)
+        changed = admin.pause(settings, kind, named, reason=reason)
     by = "" if held is None else f" already, since {held.since:%Y-%m-%d %H:%M:%S} UTC by {held.actor}"
-    done = f"would pause {_words(what, named)}" if dry_run and changed else f"{_words(what, named)} is paused{by}"
-    _report(what, named, changed, dry_run, done, output)
+    done = f"would pause {_words(kind, named)}" if dry_run and changed else f"{_words(kind, named)} is paused{by}"
+    _report(kind, named, changed, dry_run, done, output)
 
 
 def resume(
@@ -83,30 +83,34 @@ def resume(
     """
     from outbox import admin
 
-    what, named = _meant(what, name)
+    kind, named = _meant(what, name)
     settings = options.settings(database_url=database_url, schema_name=schema)
-    changed = any((hold.what, hold.name) == (what, named) for hold in admin.holds(settings))
+    changed = any((hold.what, hold.name) == (kind, named) for hold in admin.holds(settings))
     if not dry_run and changed:
-        confirm(f"Let {_words(what, named)} go on?", yes=yes)
-        changed = admin.resume(settings, what.value, named, reason=reason)
-    done = f"{_words(what, named)} goes on" if changed else f"{_words(what, named)} is not paused"
+        confirm(f"Let {_words(kind, named)} go on?", yes=yes)
+        changed = admin.resume(settings, kind, named, reason=reason)
+    done = f"{_words(kind, named)} goes on" if changed else f"{_words(kind, named)} is not paused"
     _report(
-        what, named, changed, dry_run, f"would resume {_words(what, named)}" if dry_run and changed else done, output
+        kind, named, changed, dry_run, f"would resume {_words(kind, named)}" if dry_run and changed else done, output
     )
 
 
-def _meant(what: What, name: str | None) -> tuple[What, str]:
-    """What is held back, by the name that it has in the database."""
+Held: TypeAlias = Literal["handler", "event", "relay"]
+HELD: dict[What, Held] = {What.HANDLER: "handler", What.EVENT: "event", What.STREAM: "event", What.RELAY: "relay"}
+
+
+def _meant(what: What, name: str | None) -> tuple[Held, str]:
+    """What is held back, as the database has it."""
     if (name is None) != (what is What.RELAY):
         raise typer.BadParameter("the relay has no name" if name else f"which {what}? Give its name")
-    return What.EVENT if what is What.STREAM else what, name or ""
+    return HELD[what], name or ""
 
 
-def _words(what: What, name: str) -> str:
+def _words(what: Held, name: str) -> str:
     return f"{what} {name}".strip() if name else "the relay"
 
 
-def _report(what: What, name: str, changed: bool, dry_run: bool, said: str, form: Form) -> None:
+def _report(what: Held, name: str, changed: bool, dry_run: bool, said: str, form: Form) -> None:
     if form is Form.TABLE:
         say(said)
     else:
