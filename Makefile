@@ -63,7 +63,7 @@ model: $(STAMP)
 	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
 chaos-ci: $(STAMP)
-	$(BIN)/python -m tests.chaos --seeds 12 --length 4 --mutants --jobs $(shell expr $(CORES) \* 2) $(ARGS)
+	$(BIN)/python -m tests.chaos --seeds 20 --length 3 --mutants --jobs $(CORES) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -67,7 +67,7 @@ def main(
     tasks = [task for task in tasks if (task.schedules[0].seed, task.schedules[0].length) not in known]
     if play_mutants:
         # First: each may take several runs.
-        shorter = min(length, 4.0)
+        shorter = min(length, 3.0)
         tasks = [
             *(hunt(name, first, CATCH_WITHIN, shorter) for name in mutants.MUTANTS),
             *(control(name, first, shorter) for name in ("cursor by seq", "group at the end", "star ids")),
@@ -155,7 +155,8 @@ def _print(summary: Summary, caught: dict[str, int], escaped: list[str]) -> None
     facts = summary.to_json()
     table = Table("chaos", "", show_header=False)
     for name in (
-        "runs", "events", "deliveries", "entries_seen", "lost", "duplicates", "median_recovery", "longest_recovery",
+        "runs", "events", "deliveries", "entries_seen", "lost", "duplicates", "over_bound", "median_recovery",
+        "longest_recovery",
     ):  # fmt: skip
         table.add_row(name.replace("_", " "), f"{facts[name]:,}" + (" s" if "recovery" in name else ""))
     for name in ("faults", "skipped", "findings"):

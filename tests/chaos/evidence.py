@@ -9,9 +9,11 @@ import redis
 
 from outbox.names import catch_up_key, stream_key
 from tests.chaos import facts, tasks
+from tests.chaos.checker import Finding
 from tests.chaos.cluster import Cluster
 from tests.chaos.facts import Delivery, Effect, Facts, Handler, Row, Sighting
 from tests.chaos.history import Entry
+from tests.chaos.story import short
 from tests.chaos.tasks import sha
 
 LATE = ("audit",)
@@ -101,3 +103,68 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             plain=tasks.PLAIN,
             once=tasks.ONCE,
         )
+
+
+PATH = (
+    ("event", "SELECT seq, xid::text, name, key, created_at::text FROM outbox.event WHERE id = %s"),
+    (
+        "tick",
+        "SELECT t.id, t.snapshot::text FROM outbox.tick AS t, outbox.event AS e"
+        " WHERE e.id = %s AND pg_visible_in_snapshot(e.xid, t.snapshot) ORDER BY t.id LIMIT 1",
+    ),
+    (
+        "delivery",
+        "SELECT handler, state, attempts, crashes, lease IS NOT NULL, due_at::text, updated_at::text, left(error, 200)"
+        " FROM outbox.delivery WHERE event_id = %s ORDER BY updated_at",
+    ),
+    ("effect", "SELECT handler, place, at::text, follow::text FROM effect WHERE event_id = %s ORDER BY place"),
+    ("letter", "SELECT handler, died_at::text, left(error, 300) FROM outbox.dead_letter WHERE event_id = %s"),
+)
+STATE = (
+    ("relay", "SELECT tick, seq, leader, heartbeat::text FROM outbox.relay"),
+    ("handler", "SELECT name, attached, done_tick, done_seq, fed_tick, fed_seq, last_seen::text FROM outbox.handler"),
+    ("stream", "SELECT name, tick, seq FROM outbox.stream"),
+    (
+        "session",
+        "SELECT pid, pg_blocking_pids(pid), application_name, state, wait_event, (now() - state_change)::text,"
+        " left(query, 80) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    ),
+)
+
+
+def places(cluster: Cluster, findings: list[Finding]) -> list[str]:
+    """What the servers hold about the first finding's event, and where everything stands if something is stuck."""
+    lines: list[str] = []
+    event = findings[0].event
+    try:
+        with cluster.sql() as sql:
+            if event:
+                lines += _rows(sql, PATH, [event])
+            if any(finding.kind in ("stuck", "lost") for finding in findings):
+                lines += _rows(sql, STATE, [])
+                lines += _streams(cluster)
+    except psycopg.Error as error:
+        lines.append(f"  the database does not answer: {error}")
+    return lines
+
+
+def _rows(sql: psycopg.Connection, statements: tuple[tuple[str, str], ...], parameters: list[Any]) -> list[str]:
+    return [
+        f"  {title}: " + " | ".join(short(value) for value in row)
+        for title, statement in statements
+        for row in sql.execute(statement.encode(), parameters).fetchall()
+    ]
+
+
+def _streams(cluster: Cluster) -> list[str]:
+    lines = []
+    with cluster.redis() as client:
+        for key in sorted(client.keys("outbox:{*")):
+            facts = client.xinfo_stream(key)
+            lines.append(f"  {key.decode()}: {facts['length']} entries, last {facts['last-generated-id'].decode()}")
+            for group in client.xinfo_groups(key):
+                lines.append(
+                    f"    {group['name'].decode()}: delivered {group['last-delivered-id'].decode()},"
+                    f" pending {group['pending']}"
+                )
+    return lines

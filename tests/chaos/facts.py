@@ -95,9 +95,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Sighting:
-    """An entry that was seen on a main stream."""
+    """An entry that was seen on a stream."""
 
     stream: str
+    """The event's name; of a catch-up stream, `name:handler`."""
     tick: int
     seq: int
     event: str

@@ -148,7 +148,7 @@ NET = "no net"
 MIXES: dict[str, tuple[str, ...]] = {
     "acknowledge before commit": ("kill", "terminate backends"),
     "cursor by seq": ("kill",),
-    "group at the end": ("destroy group", "kill"),
+    "group at the end": ("destroy group",),
     "no delivery row": ("kill", "stop"),
     "no reclaim": ("kill",),
     "star ids": ("link mute", "kill"),

@@ -12,7 +12,7 @@ from typing import Any
 from console.servers import ServerError
 from tests.chaos import checker, story
 from tests.chaos.cluster import Cluster
-from tests.chaos.evidence import gather, unsettled
+from tests.chaos.evidence import gather, places, unsettled
 from tests.chaos.faults import NotPossible, cause
 from tests.chaos.history import History, read
 from tests.chaos.schedule import WRITERS, Fault, Schedule
@@ -102,7 +102,7 @@ def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = 
         entries = read(cluster.histories)
         facts = gather(cluster, entries, seen, left)
         findings = checker.check(facts)
-        told = story.tell(schedule, findings, facts, entries, cluster) if findings else ""
+        told = story.tell(schedule, findings, facts, entries, places(cluster, findings)) if findings else ""
     return Result(
         seed=schedule.seed,
         length=schedule.length,

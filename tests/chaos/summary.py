@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.run import Result
+from tests.chaos.run import BOUND, Result
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Summary:
     faults: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
+    over_bound: int = 0
+    """Runs that needed longer than the bound to come to rest, though something moved all the while."""
     longest_recovery: float = 0.0
     recoveries: list[float] = field(default_factory=list)
 
@@ -36,6 +38,7 @@ class Summary:
         self.faults.update(result.faults)
         self.skipped.update(result.skipped)
         self.findings.update(result.kinds)
+        self.over_bound += result.recovery > BOUND
         self.longest_recovery = max(self.longest_recovery, result.recovery)
         self.recoveries.append(result.recovery)
 
@@ -53,6 +56,7 @@ class Summary:
             "lost": self.findings["lost"],
             "duplicates": self.findings["duplicate"],
             "findings": dict(self.findings),
+            "over_bound": self.over_bound,
             "median_recovery": ordered[len(ordered) // 2] if ordered else 0.0,
             "longest_recovery": self.longest_recovery,
         }

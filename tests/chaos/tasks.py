@@ -140,6 +140,10 @@ async def later(event: workers.Event, session: AsyncSession, context: workers.Co
         await session.execute(*effect("later", event))
 
 
+LATEST = 2
+"""The version that handles most."""
+
+
 def app(version: int) -> workers.App:
     """The first version of the service, or the second, which handles more."""
     made = workers.App()

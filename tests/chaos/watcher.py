@@ -1,4 +1,4 @@
-"""A bystander at the main streams: writes down which event stood where, while it stood there."""
+"""A bystander at the streams: writes down which event stood where, while it stood there."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import Any
 
 import redis
 
-from outbox.names import stream_key
+from outbox.names import catch_up_key, stream_key
+from tests.chaos import tasks
 from tests.chaos.cluster import Cluster
 from tests.chaos.facts import Sighting
-from tests.chaos.faults import NAMES
+
+HANDLERS = tasks.app(tasks.LATEST).handlers.values()
+KEYS = {stream_key("outbox", each.event_name) for each in HANDLERS} | {
+    catch_up_key("outbox", each.event_name, each.name) for each in HANDLERS
+}
+"""Main streams, and each handler's catch-up stream."""
 
 
 class Watcher:
-    """A thread that reads every entry of every main stream of whoever is the primary."""
+    """A thread that reads every entry of every stream of whoever is the primary."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -30,8 +36,9 @@ class Watcher:
         return tuple(self._seen)
 
     def _run(self) -> None:
-        last = {stream_key("outbox", name): "0-0" for name in NAMES}
         while not self._over.is_set():
+            # From the beginning after each failure: a Redis that lost data may be fed again what it had.
+            last = dict.fromkeys(KEYS, "0-0")
             try:
                 with self._cluster.redis() as client:
                     while not self._over.is_set():
@@ -42,10 +49,19 @@ class Watcher:
 
     def _note(self, found: Any, last: dict[str, str]) -> None:
         for key, entries in found or ():
-            name = key.decode().partition("{")[2].rstrip("}")
+            stream = name_of(key.decode())
             for entry_id, fields in entries:
                 last[key.decode()] = entry_id.decode()
                 # Trimmed, deleted or by somebody else.
                 if b"id" in fields:
                     tick, _, seq = entry_id.partition(b"-")
-                    self._seen.add(Sighting(name, int(tick), int(seq), fields[b"id"].decode()))
+                    self._seen.add(Sighting(stream, int(tick), int(seq), fields[b"id"].decode()))
+
+
+def name_of(key: str) -> str:
+    """How a stream is called in facts: by its event, and for a catch-up stream by its handler, too.
+
+    >>> name_of("outbox:{order}:book")
+    'order:book'
+    """
+    return key.partition(":")[2].replace("{", "").replace("}", "")

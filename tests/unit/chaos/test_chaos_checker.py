@@ -151,6 +151,18 @@ def test_nothing_is_found_where_all_is_as_it_should_be() -> None:
             with_more(sightings=(Sighting("order", 103, 10, "a"),)), "duplicate", "a", id="an entry under two ids"
         ),
         pytest.param(
+            with_more(sightings=(Sighting("order:book", 100, 10, "a"), Sighting("order:book", 103, 10, "a"))),
+            "duplicate",
+            "a",
+            id="an entry under two ids on a catch-up stream",
+        ),
+        pytest.param(
+            with_more(sightings=(Sighting("order:book", 102, 10, "a"), Sighting("order:book", 101, 12, "b"))),
+            "order",
+            "a",
+            id="a key's events the wrong way round on a catch-up stream",
+        ),
+        pytest.param(
             replace(GOOD, sightings=(Sighting("note", 101, 1, "e"),)), "order", "e", id="an id that is not its place"
         ),
         pytest.param(
@@ -177,6 +189,12 @@ def test_nothing_is_found_where_all_is_as_it_should_be() -> None:
 )
 def test_each_thing_that_must_not_be_is_found(facts: Facts, kind: str, event: str) -> None:
     assert (kind, event) in found(facts)
+
+
+def test_an_entry_may_have_another_id_on_a_catch_up_stream_whose_feed_read_fewer_ticks() -> None:
+    assert (
+        check(with_more(sightings=(Sighting("order:book", 101, 10, "a"), Sighting("order:book", 101, 12, "b")))) == []
+    )
 
 
 def test_a_part_of_a_transaction_is_found() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.chaos.history import History, read
-from tests.chaos.run import Result
+from tests.chaos.run import BOUND, Result
 from tests.chaos.summary import summarize
 
 
@@ -37,3 +37,8 @@ def test_runs_are_summed_up() -> None:
     assert (facts["runs"], facts["failed"], facts["events"], facts["lost"], facts["duplicates"]) == (2, [2], 15, 3, 0)
     assert (facts["faults"], facts["skipped"]) == ({"kill": 3}, {"failover": 1})
     assert facts["longest_recovery"] == 9.0
+
+
+def test_runs_that_came_to_rest_after_the_bound_are_counted() -> None:
+    runs = [Result(number, 12.0, recovery=seconds) for number, seconds in enumerate((1.0, BOUND, BOUND + 0.1, 170.0))]
+    assert summarize(runs).to_json()["over_bound"] == 2
