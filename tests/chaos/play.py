@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 from outbox_testing.servers import scratch_folder
 from tests.chaos import mutants
 from tests.chaos.programs import die_with_parent
-from tests.chaos.run import BOUND, Result, play
+from tests.chaos.run import BOUND, LONGEST, Result, play
 from tests.chaos.schedule import Schedule, draw
 from tests.chaos.template import Template, make_template
 
@@ -103,8 +103,8 @@ def _perform(task: Task, folder: Path, template: Template) -> Result:
 
 def _play(schedule: Schedule, mutant: str, place: Path, template: Template) -> Result:
     try:
-        bound = MUTANT_BOUND if mutant in mutants.MUTANTS else BOUND
-        return play(schedule, place, template, mutant=mutant, bound=bound)
+        bound, longest = (MUTANT_BOUND, MUTANT_BOUND) if mutant in mutants.MUTANTS else (BOUND, LONGEST)
+        return play(schedule, place, template, mutant=mutant, bound=bound, longest=longest)
     except Exception as error:
         # One broken run must not end the others.
         return Result(

@@ -22,8 +22,8 @@ from tests.chaos.watcher import Watcher
 BOUND = 60.0
 """Seconds in which all must come to rest when everything is healed."""
 
-LONGEST = 3
-"""Times the bound that it may take while something moves every quarter of it: a busy machine is slow, not stuck."""
+LONGEST = 180.0
+"""Seconds that it may take while something moves every quarter of the bound: a busy machine is slow, not stuck."""
 
 HEALTHY = 0.7
 """Seconds for which writers go on after that."""
@@ -74,8 +74,16 @@ class Result:
         return cls(**{**facts, "findings": tuple(facts["findings"])})
 
 
-def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = "", bound: float = BOUND) -> Result:
-    """Play a schedule in a folder of its own, in which histories and logs stay."""
+def play(
+    schedule: Schedule,
+    folder: Path,
+    template: Template,
+    *,
+    mutant: str = "",
+    bound: float = BOUND,
+    longest: float = LONGEST,
+) -> Result:
+    """Play a schedule in a folder of its own, in which histories and logs stay. `bound` and `longest` as the constants."""
     began = time.monotonic()
     faults: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -88,7 +96,7 @@ def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = 
         healed = time.monotonic()
         _let_write_on(cluster, HEALTHY)
         _end_writers(cluster)
-        left = _await_rest(cluster, harness, bound)
+        left = _await_rest(cluster, harness, bound, longest)
         recovery = time.monotonic() - healed
         harness.say("over" if left else "at rest")
         if schedule.lame and not left:
@@ -96,7 +104,7 @@ def play(schedule: Schedule, folder: Path, template: Template, *, mutant: str = 
             for name in schedule.lame:
                 cluster.programs[name].go_on()
             _let_write_on(cluster, HEALTHY)
-            left = _await_rest(cluster, harness, bound)
+            left = _await_rest(cluster, harness, bound, longest)
         cluster.end_programs()
         seen = watcher.close()
         entries = read(cluster.histories)
@@ -175,7 +183,7 @@ def _end_writers(cluster: Cluster) -> None:
             writer.kill()
 
 
-def _await_rest(cluster: Cluster, harness: History, bound: float) -> list[str]:
+def _await_rest(cluster: Cluster, harness: History, bound: float, longest: float) -> list[str]:
     """Wait until nothing is left to do; what is left when the bound is over and nothing moves any more."""
     began = moved = time.monotonic()
     before: list[str] = []
@@ -184,7 +192,7 @@ def _await_rest(cluster: Cluster, harness: History, bound: float) -> list[str]:
         if left != before:
             before, moved = left, now
             harness.say("left", undone=left)
-        if now - began > (LONGEST * bound if now - moved < bound / 4 else bound):
+        if now - began > (longest if now - moved < bound / 4 else bound):
             return left
         cluster.tend()
         time.sleep(0.15)

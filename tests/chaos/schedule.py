@@ -128,7 +128,7 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
     """The schedule of a seed: `length` seconds in periods of about one, a quarter of them without a fault.
 
     Each seed draws from a few kinds only, so that many combinations are tried hard instead of all a little; `mix` names
-    the kinds instead, and there is much to do then. The same arguments give the same schedule.
+    the kinds instead; then there is much to do, and no calm. The same arguments give the same schedule.
     """
     chance = Random(f"{seed}/{length}/{','.join(mix)}")
     persistence = chance.choice(("none", "everysec", "always"))
@@ -139,8 +139,9 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
     at = 0.3
     while at < length:
         period = chance.uniform(0.5, 1.5)
-        if chance.random() >= CALM:
-            faults += [_fault(chance, kinds, at, min(period, length - at)) for _ in range(chance.choice((1, 1, 2)))]
+        if chance.random() >= (0.0 if mix else CALM):
+            times = chance.choice((4, 5) if mix else (1, 1, 2))
+            faults += [_fault(chance, kinds, at, min(period, length - at)) for _ in range(times)]
         at += period
     knobs = {name: chance.randrange(len(KNOBS[name][2])) for name in KNOBS if chance.random() < 0.3}
     lame: list[str] = []
