@@ -83,7 +83,10 @@ def play(
     bound: float = BOUND,
     longest: float = LONGEST,
 ) -> Result:
-    """Play a schedule in a folder of its own, in which histories and logs stay. `bound` and `longest` as the constants."""
+    """Play a schedule in a folder of its own, in which histories and logs stay.
+
+    `bound` and `longest`: see `BOUND` and `LONGEST`.
+    """
     began = time.monotonic()
     faults: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
