@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -58,6 +59,7 @@ def test_a_relay_tells_of_its_work_and_of_the_installation(
     relay: Any, box: Any, settings: Settings, wait_for: Callable[..., Any], impatient: None
 ) -> None:
     box.subscribe("send", "print", event="paid")
+    began = time.monotonic()
     box.add("paid", 3)
     box.await_seqs([1, 2, 3], "paid")
     box.sql.execute(
@@ -68,10 +70,12 @@ def test_a_relay_tells_of_its_work_and_of_the_installation(
     box.read("paid", "send", count=2)
     with watched(relay.relay, settings) as port:
         found = wait_for(lambda: (m := Metrics(port)).of("outbox_relay_publish_seconds_count") and m, "a batch")
+        took = time.monotonic() - began
     stream, send = stream_key("outbox", "paid"), {"handler": "send", "event_name": "paid"}
     assert found.of("outbox_relay_leader") == found.of("outbox_relay_listening") == 1
     assert found.of("outbox_relay_published_events_total", event_name="paid") == 3
     assert found.of("outbox_relay_batch_events_sum") == 3
+    assert 0 < (found.of("outbox_relay_publish_seconds_sum") or 0) < took
     assert found.of("outbox_backlog_events") == found.of("outbox_backlog_age_seconds") == 0
     assert found.of("outbox_handler_lag_events", **send) == 3
     assert found.of("outbox_handler_oldest_eligible_age_seconds", **send) > 0

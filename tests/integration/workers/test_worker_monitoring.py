@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import workers
+from outbox import health
 from outbox.settings import Settings
 from workers.measures import Measures
 from workers.monitoring import Own, Pages
@@ -106,6 +108,28 @@ def test_outcomes_durations_and_the_time_from_commit_to_done_are_told_by_handler
         assert told("outbox_worker_commit_to_done_seconds_count", handler=handler) == 1
         assert told("outbox_worker_commit_to_done_seconds_sum", handler=handler) > 0
         assert told("outbox_worker_in_flight", handler=handler) == told("outbox_worker_running", handler=handler) == 0
+
+
+def test_durations_are_seconds_of_runs_and_from_the_adding_to_done(outbox: Any, measured: Any) -> None:
+    app = workers.App()
+
+    @app.handler("e")
+    async def plain() -> None:
+        await asyncio.sleep(0.2)
+
+    @app.handler("e")
+    async def transactional(session: AsyncSession) -> None:
+        await asyncio.sleep(0.2)
+
+    for handler in ("plain", "transactional"):
+        outbox.attach(handler, "e")
+    [(id, seq, at, payload)] = outbox.write("e", {})
+    outbox.sql.execute("UPDATE outbox.event SET created_at = created_at - interval '30 s'")
+    outbox.push("e", [(id, seq, at - 30_000_000, payload)])
+    told = measured(app, lambda: outbox.count("done") == 2)
+    for handler in ("plain", "transactional"):
+        assert 0.2 <= told("outbox_worker_run_seconds_sum", handler=handler) < 20
+        assert 30.2 <= told("outbox_worker_commit_to_done_seconds_sum", handler=handler) < 90
 
 
 def test_what_is_put_off_and_what_is_dead_without_a_run_are_counted(outbox: Any, measured: Any) -> None:
@@ -210,6 +234,36 @@ def test_a_worker_is_ready_once_it_has_begun_and_until_it_stops(settings: Settin
             assert "process_cpu_seconds_total" in (await ask("/metrics"))[1]
 
     asyncio.run(scenario())
+
+
+def test_a_worker_whose_loop_is_blocked_does_not_live_until_it_turns_again(
+    outbox: Any, work: Any, wait_for: Callable[..., Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "STUCK_AFTER", 1.5)
+    app, measures, gate = workers.App(), Measures(), threading.Event()
+
+    @app.handler("e")
+    async def h() -> None:
+        gate.wait(60)
+
+    outbox.attach("h", "e")
+
+    async def scenario(worker: workers.Worker) -> None:
+        with Pages(worker, measures, settings).serve("127.0.0.1", 0) as port:
+
+            def watch() -> None:
+                wait_for(lambda: get(port, "/livez") == (200, "loop: ok\n"))
+                outbox.publish("e", {})
+                try:
+                    wait_for(lambda: get(port, "/livez")[0] == 503)
+                    assert re.search(r"loop: has not turned for \d+ s", get(port, "/livez")[1])
+                finally:
+                    gate.set()
+                wait_for(lambda: get(port, "/livez") == (200, "loop: ok\n"))
+
+            await asyncio.to_thread(watch)
+
+    work(app, scenario, measures=measures)
 
 
 def test_a_worker_that_waits_for_postgresql_lives_and_is_not_ready(settings: Settings, tmp_path: Path) -> None:

@@ -120,6 +120,42 @@ def test_logs_of_a_handler_say_handler_event_attempt_and_correlation_id(outbox: 
     assert bound == [own | {"attempt": 1}, own | {"attempt": 2}, {"handler": "many"}]
 
 
+def in_force(context: workers.Context) -> dict[str, Any]:
+    """What is bound for logs: as the first attempt's error, and as the second one's result."""
+    bound = structlog.contextvars.get_contextvars()
+    if context.attempt == 1:
+        raise OSError(json.dumps(bound, sort_keys=True))
+    return bound
+
+
+async def in_force_on_the_loop(context: workers.Context) -> dict[str, Any]:
+    return in_force(context)
+
+
+@pytest.mark.parametrize(
+    ("handler", "options"),
+    [(in_force_on_the_loop, {}), (in_force, {}), (in_force, {"pool": "process"})],
+    ids=["loop", "thread", "process"],
+)
+def test_handler_event_attempt_and_correlation_id_are_bound_wherever_a_handler_runs(
+    outbox: Any, work: Any, until: Any, handler: Any, options: dict[str, Any]
+) -> None:
+    app = workers.App()
+    app.handler("e", name="h", backoff=workers.Backoff(initial=0.01, jitter=0), **options)(handler)
+    outbox.attach("h", "e")
+    event_id = publish(outbox, "e", {"correlation_id": "req-7"})
+    outbox.sql.execute("UPDATE outbox.event SET headers = %s", ['{"correlation_id": "req-7"}'])
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("done") == 1)
+
+    work(app, scenario)
+    result, failures = outbox.one("SELECT result, failures FROM outbox.delivery")
+    own = {"handler": "h", "event_id": event_id, "correlation_id": "req-7"}
+    assert result == own | {"attempt": 2}
+    assert failures[0]["error"].startswith(f"OSError: {json.dumps(own | {'attempt': 1}, sort_keys=True)} (at ")
+
+
 @pytest.mark.parametrize("batch", [None, 2])
 def test_our_own_lines_about_a_failure_say_handler_event_attempt_and_correlation_id(
     outbox: Any, work: Any, until: Any, batch: int | None
