@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -220,3 +223,53 @@ def test_without_an_sdk_nothing_is_made_and_nothing_is_around_a_run(session: Ses
         return True
 
     assert tracing.around(app.handlers["h"], run) is run
+
+
+BARE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "opentelemetry":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import outbox, workers
+import console.program, relay.monitoring, workers.monitoring
+from outbox.settings import Settings
+from outbox_testing import drain_sync
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+settings, app = Settings(_env_file=None), workers.App()
+
+@app.handler("paid", batch=2)
+async def many(events: list[workers.Event]) -> None: ...
+
+@app.handler("paid")
+def one(event: workers.Event, session: Session) -> None:
+    outbox.add(session, "followed")
+
+with Session(create_engine(settings.sqlalchemy_url())) as session:
+    outbox.add(session, "paid", _headers={"traceparent": sys.argv[1]})
+    outbox.add_many(session, "paid", [{}, {}])
+    session.commit()
+print(sorted(drain_sync(app, settings).done.items()))
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+
+
+def test_everything_works_where_opentelemetry_is_not_installed_and_trace_context_travels_on(
+    session: Session, settings: Settings
+) -> None:
+    given = {
+        "OUTBOX_DATABASE_URL": settings.libpq_url(),
+        "OUTBOX_REDIS_URL": settings.redis_url.get_secret_value(),
+    }
+    # The copies that tests start as programs have it loaded: the Redis client loads it where it is.
+    program = [sys.executable, "-c", BARE, GIVEN]
+    done = subprocess.run(program, env=os.environ | given, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[('many', 3), ('one', 3)]", "[]"]
+    query = "SELECT headers ->> 'traceparent' FROM outbox.event WHERE name = 'followed' ORDER BY 1"
+    assert session.scalars(text(query)).all() == [GIVEN, None, None]

@@ -1,4 +1,4 @@
-"""PostgreSQL that crashes with commits it has not flushed, prepared transactions, and a real standby."""
+"""PostgreSQL that crashes with commits it has not flushed, prepared transactions, times of commits, and a standby."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ import pytest
 from pydantic import SecretStr
 
 from console.servers import Postgres
-from outbox import migrations
+from outbox import admin, migrations
 from outbox.settings import Settings
 
-OPTIONS = {"max_prepared_transactions": "5", "wal_writer_delay": "10s", "wal_level": "replica"}
+OPTIONS = {
+    "max_prepared_transactions": "5",
+    "track_commit_timestamp": "on",
+    "wal_level": "replica",
+    "wal_writer_delay": "10s",
+}
 
 
 def make_server(folder: Path) -> Postgres:
@@ -134,6 +139,20 @@ def test_a_transaction_held_open_in_another_database_delays_nothing(
         assert box.work_until("paid", "send", seqs) == seqs
         last = box.entries("paid")[-1][0]
         wait_for(lambda: box.handler("send")[1] >= last, "done_to")
+
+
+def test_where_the_server_keeps_times_of_commits_a_time_line_has_that_of_the_event(database_url: str) -> None:
+    clock = "SELECT clock_timestamp()"
+    with psycopg.connect(database_url) as writer, psycopg.connect(database_url, autocommit=True) as other:
+        insert = "INSERT INTO outbox.event (name, payload) VALUES ('paid', '{}') RETURNING id, created_at"
+        [(id, added)] = writer.execute(insert).fetchall()
+        [(before,)] = other.execute(clock).fetchall()
+        writer.commit()
+        [(after,)] = other.execute(clock).fetchall()
+        first, committed, *_ = admin.story(other, id).moments
+    assert (first.what, first.at, committed.what, committed.detail) == ("added", added, "committed", None)
+    assert committed.at is not None
+    assert added < before <= committed.at <= after
 
 
 def test_a_streaming_standby_is_refused_and_serves_once_it_is_promoted(
