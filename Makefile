@@ -63,7 +63,7 @@ model: $(STAMP)
 	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
 chaos-ci: $(STAMP)
-	$(MAKE) model SCHEDULES=400
+	$(MAKE) model SCHEDULES=200
 	$(BIN)/python -m tests.chaos --seeds 20 --length 3 --mutants --jobs $(CORES) $(ARGS)
 
 check: $(STAMP)
