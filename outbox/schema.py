@@ -192,6 +192,13 @@ delivery = Table(
         JSON(none_as_null=True),
         comment="what the handler returned when it was done, if anything: at most 8 KiB",
     ),
+    Column(
+        "begun",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="its run began under this lease; kept only after a first crash",
+    ),
     CheckConstraint("state IN ('done', 'retrying', 'dead', 'cancelled')", name="delivery_state_check"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'retrying')"),
     CheckConstraint("lease IS NULL OR state = 'retrying'"),

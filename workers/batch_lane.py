@@ -107,6 +107,9 @@ class BatchLane(Lane):
     async def _attempt(self, batch: Job) -> None:
         assert isinstance(batch, Batch)
         try:
+            if batch.jobs[0].crashes:
+                # It is alone.
+                await self._recorder.begins(batch.jobs[0])
             recorded = await self._run(batch)
         except BaseException as error:
             self._left(batch)

@@ -210,6 +210,12 @@ class Recorder:
         if leased:
             await self._database.write("finish_done_with_result", results(leased) | leases([job for job, _ in leased]))
 
+    async def begins(self, job: Job) -> None:
+        """Note that the run of a retry begins whose worker has died before. Waits for PostgreSQL however long."""
+        await self._database.fetch(
+            "begun", {"id": job.event_id, "handler": job.lane.name, "at": job.at, "lease": job.lease}
+        )
+
     async def bury(self, job: Job, error: str, traceback: str | None = None, *, cost: int = 1) -> None:
         """Make a delivery dead, with its dead letter. Raises `RowRefusedError`."""
         name, params = dead_letter(job, error, traceback, cost=cost)

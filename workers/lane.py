@@ -184,6 +184,8 @@ class Lane:
         try:
             if job.headers:
                 trace.receive(json.loads(job.headers))
+            if job.crashes:
+                await self._recorder.begins(job)
             if not await self._run(job):
                 outcome = job.done
         except SupersededError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -56,6 +57,8 @@ class Leases:
         self._log = log
         self._leave = Script(servers, "leave")
         self.entries = Renewal(sources, servers, name=name, heartbeat=heartbeat, log=log)
+        self._left_running: Counter[tuple[Source, bytes]] = Counter()
+        """How many entries of each dead worker were taken over in this minute."""
         self._loop = asyncio.get_running_loop()
 
     # Heartbeat
@@ -136,6 +139,7 @@ class Leases:
             forget = self._loop.time() >= forget_at
             if forget:
                 forget_at = self._loop.time() + FORGET_AFTER
+                self._left_running.clear()
             for source in self._sources if forget else await self._left():
                 try:
                     while await self._reclaim(source) == CHUNK:
@@ -199,7 +203,8 @@ class Leases:
                 broken.append(entry_id)
             else:
                 jobs.append(job)
-        crashed = {job.event_id for job in jobs if stale[job.entry_id] < HANDED_BACK_IDLE}
+        ran = self._may_have_run(source, [entry for entry in pending if entry[0] in claimed])
+        crashed = {job.event_id for job in jobs if job.entry_id in ran}
         jobs = await self._taken(partial(self._retry, crashed), jobs)
         gone = await self._taken(partial(self._adopt, source.lane), gone)
         acknowledged = [job.entry_id for job in jobs] + gone + broken
@@ -211,6 +216,19 @@ class Leases:
                 "lease.taken_over", stream=source.key, handler=group, entries=len(acknowledged), trimmed=len(gone)
             )
         return len(pending)
+
+    def _may_have_run(self, source: Source, pending: list[Any]) -> set[bytes]:
+        """Of what each dead worker held the first entries, as many as a lane runs at once: it begins them in their
+        order, and has not begun the others."""
+        ran: set[bytes] = set()
+        most = source.lane.capacity * (source.lane.handler.batch or 1)
+        for entry_id, consumer, idle, _ in pending:
+            if idle >= HANDED_BACK_IDLE:
+                continue
+            self._left_running[source, consumer] += 1
+            if self._left_running[source, consumer] <= most:
+                ran.add(entry_id)
+        return ran
 
     async def _taken(self, write: Callable[[list[T]], Awaitable[None]], items: list[T]) -> list[T]:
         """Those that PostgreSQL took. The others are not acknowledged, and found again after another lease."""

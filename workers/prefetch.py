@@ -45,7 +45,7 @@ def claimable(*, running: int, queued: int, capacity: int, window: int) -> int:
     """How many due retries may be claimed now; 0 until that is worth a query.
 
     Some are always let in, beside first attempts. A handler that works off its window quickly holds up to three times
-    what it runs ahead: not more, because the death of a worker is an attempt of each retry that it holds.
+    what it runs ahead: not more, because the death of a worker is a crash of each retry that it holds.
 
     >>> claimable(running=0, queued=0, capacity=100, window=100)
     100

@@ -95,6 +95,8 @@ def _dead(facts: Facts, row: Row, delivery: Delivery) -> Iterator[Finding]:
     interrupted = delivery.handler in facts.once
     if not (doomed or interrupted or delivery.crashes >= MAX_CRASHES):
         yield Finding("buried", row.id, f"dead at {delivery.handler} for no reason: {delivery.letter[:120]}")
+    elif not doomed and not interrupted and (row.id, delivery.handler) not in facts.began:
+        yield Finding("buried", row.id, f"dead at {delivery.handler}, where it never ran: {delivery.letter[:120]}")
 
 
 def doubled(facts: Facts) -> Iterator[Finding]:

@@ -94,7 +94,7 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             effects=tuple(
                 Effect(*row) for row in rows("SELECT event_id::text, handler, sha, follow::text FROM effect")
             ),
-            runs=facts.runs([entry for entry in entries if entry.get("handler") in tasks.PLAIN | tasks.ONCE]),
+            runs=facts.runs([entry for entry in entries if "handler" in entry]),
             sightings=sightings,
             crashed=cluster.crashes > 0,
             unsettled=tuple(left),

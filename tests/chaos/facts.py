@@ -85,7 +85,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a plain handler, or of any for a story."""
+    """A run, whether it came to its end or not."""
 
     event: str
     handler: str
@@ -153,6 +153,11 @@ class Facts:
     def ran(self) -> set[tuple[str, str]]:
         """Which runs came to their end."""
         return {(each.event, each.handler) for each in self.runs if each.ended}
+
+    @cached_property
+    def began(self) -> set[tuple[str, str]]:
+        """Which handlers began with which events."""
+        return {(each.event, each.handler) for each in self.runs}
 
     def owed(self) -> Iterator[tuple[Row, Handler]]:
         """Every event with each handler that must have an outcome for it."""

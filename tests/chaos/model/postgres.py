@@ -63,6 +63,7 @@ class Delivery:
     state: str
     attempts: int = 0
     crashes: int = 0
+    begun: bool = False
     due: float = 0.0
     lease: str | None = None
     error: str | None = None

@@ -95,18 +95,27 @@ def _claim(server: Postgres, asked: Asked) -> Rows:
             if row.handler == handler
             and row.state == "retrying"
             and row.due <= server.now()
-            and (asked["suspects"] or row.crashes + (row.lease is not None) < asked["suspect"])
+            and (asked["suspects"] or row.crashes + _died(row) < asked["suspect"])
         ]
         for row in sorted(due, key=lambda row: row.due)[:room]:
-            died = row.lease is not None
-            row.lease, row.due = server.new_id(), server.now() + asked["lease"]
-            row.attempts, row.crashes = row.attempts + died, row.crashes + died
+            row.attempts, row.crashes = row.attempts + (row.lease is not None and row.begun), row.crashes + _died(row)
+            row.lease, row.due, row.begun = server.new_id(), server.now() + asked["lease"], False
             event = server.events[row.event_id]
             rows.append(
                 (event.id, handler, event.at, row.attempts, row.crashes, row.lease, event.name, event.key,
                  event.payload, None)
             )  # fmt: skip
     return rows
+
+
+def _died(row: Delivery) -> bool:
+    return row.lease is not None and (row.begun or row.crashes == 0)
+
+
+def _begins(server: Postgres, asked: Asked) -> Rows:
+    if (row := _leased(server, asked["id"], asked["handler"], asked["lease"])) is not None:
+        row.begun = True
+    return []
 
 
 def _finish_done(server: Postgres, asked: Asked) -> Rows:
@@ -209,6 +218,7 @@ STATEMENTS: dict[str, Callable[[Postgres, Asked], Rows]] = {
     "renew": _renew,
     "standing": _standing,
     "claim": _claim,
+    "begun": _begins,
     "finish_done": _finish_done,
     "finish_retry": _finish_retry,
     "dead": _dead,

@@ -293,6 +293,69 @@ def test_a_run_that_kills_its_worker_counts_as_an_attempt(
     assert outbox.one("SELECT crashes FROM outbox.delivery") == 2
 
 
+HOLDING = """
+@app.handler("e", concurrency=1, max_attempts=2, backoff=0, timeout=600)
+async def h(n: int) -> None:
+    with open("began", "a") as began:
+        began.write(f"{n} ")
+    while n == 0 and not Path("go").exists():
+        await asyncio.sleep(0.01)
+    if n == 5 and not Path("failed").exists():
+        Path("failed").touch()
+        raise ValueError("a passing failure")
+"""
+COUNTS = (
+    "SELECT e.payload->>'n', d.state, d.attempts, d.crashes FROM outbox.delivery AS d"
+    " JOIN outbox.event AS e ON e.id = d.event_id WHERE (e.payload->>'n')::int >= 0 ORDER BY 1"
+)
+
+
+def test_what_only_waited_at_a_worker_that_died_has_neither_an_attempt_nor_a_crash(
+    outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("h", "e")
+    # Many that are quick, until the worker reads ahead.
+    outbox.publish("e", *({"n": -1} for _ in range(60)))
+    worker = start(HEAD + HOLDING, lease=1.0)
+    wait_for(lambda: outbox.count("done") == 60)
+    outbox.publish("e", *({"n": n} for n in range(6)))
+    wait_for(lambda: (tmp_path / "began").read_text().endswith(" 0 ") and outbox.pending("e", "h") == 6)
+    worker.kill()
+    (tmp_path / "go").touch()
+    start(HEAD + HOLDING, lease=1.0)
+    wait_for(lambda: outbox.count("done") + outbox.count("dead") == 66)
+    assert outbox.sql.execute(COUNTS).fetchall() == [
+        ("0", "done", 2, 1),
+        *((str(n), "done", 1, 0) for n in range(1, 5)),
+        # Its worker's death left it both of its attempts.
+        ("5", "done", 2, 0),
+    ]
+
+
+# Of the first death nobody knows whether it came in a run: a crash that costs no attempt.
+@pytest.mark.parametrize(("crashes", "then"), [(0, 1), (2, 2)])
+def test_a_retry_that_only_waited_at_a_worker_that_died_has_no_attempt_and_no_further_crash(
+    crashes: int, then: int, outbox: Any, start: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 0})
+    worker = start(HEAD + HOLDING, lease=1.0)
+    wait_for((tmp_path / "began").exists)
+    outbox.write("e", {"n": 1})
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, crashes, due_at)"
+        " SELECT id, 'h', created_at, 'retrying', 0, %s, now() FROM outbox.event WHERE payload->>'n' = '1'",
+        [crashes],
+    )
+    wait_for(lambda: outbox.one("SELECT count(*) FROM outbox.delivery WHERE lease IS NOT NULL") == 1)
+    worker.kill()
+    (tmp_path / "go").touch()
+    start(HEAD + HOLDING, lease=1.0)
+    wait_for(lambda: outbox.count("done") + outbox.count("dead") == 2)
+    assert outbox.sql.execute(COUNTS).fetchall() == [("0", "done", 2, 1), ("1", "done", 1, then)]
+    assert sorted((tmp_path / "began").read_text().split()) == ["0", "0", "1"]
+
+
 HANGING = """
 @app.handler("e")
 def h(n: int) -> None:

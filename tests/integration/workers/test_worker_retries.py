@@ -210,22 +210,27 @@ def test_a_delivery_whose_worker_died_three_times_is_dead(outbox: Any, work: Any
     app, runs = workers.App(), []
 
     @app.handler("e")
-    async def h(n: int) -> None:
+    async def h(n: int, waited: bool = False) -> None:
         runs.append(n)
 
     outbox.attach("h", "e")
-    outbox.write("e", {"n": 2}, {"n": 3})
+    outbox.write("e", {"n": 2}, {"n": 3}, {"n": 3, "waited": True})
     outbox.sql.execute(
-        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, crashes, due_at, lease)"
-        " SELECT id, 'h', created_at, 'retrying', 0, (payload->>'n')::int - 1, now(), gen_random_uuid()"
+        "INSERT INTO outbox.delivery"
+        " (event_id, handler, event_created_at, state, attempts, crashes, due_at, lease, begun)"
+        " SELECT id, 'h', created_at, 'retrying', 0, (payload->>'n')::int - 1, now(), gen_random_uuid(),"
+        "        payload->>'waited' IS NULL"
         " FROM outbox.event"
     )
 
     async def scenario(worker: workers.Worker) -> None:
-        await until(lambda: outbox.count("dead") == 1 and outbox.count("done") == 1)
+        await until(lambda: outbox.count("dead") == 1 and outbox.count("done") == 2)
 
     work(app, scenario)
-    assert runs == [2]
+    assert sorted(runs) == [2, 3]
+    assert outbox.sql.execute("SELECT attempts, crashes FROM outbox.delivery ORDER BY 2, 1").fetchall() == [
+        (1, 2), (2, 2), (1, 3),
+    ]  # fmt: skip
     assert outbox.one("SELECT error FROM outbox.dead_letter") == "its worker died three times while it ran"
     assert outbox.one("SELECT attempts FROM outbox.dead_letter") == 1
 

@@ -58,6 +58,7 @@ GOOD = Facts(
         Run("a", "notify", "s1", ended=True),
         Run("a", "notify", "s1", ended=True),
         Run("e", "once", "s6", ended=False),
+        Run("b", "notify", "s3", ended=False),
     ),
     sightings=(
         Sighting("order", 100, 10, "a"),
@@ -136,6 +137,7 @@ def test_nothing_is_found_where_all_is_as_it_should_be() -> None:
             "b",
             id="dead before its worker died three times",
         ),
+        pytest.param(without("runs", 3), "buried", "b", id="dead without a run"),
         pytest.param(
             replace(GOOD, deliveries=(replace(GOOD.deliveries[0], state="retrying"), *GOOD.deliveries[1:])),
             "stuck",
