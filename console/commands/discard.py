@@ -11,7 +11,7 @@ from console.commands.dead import COLUMNS, row
 from console.commands.selection import Error, Group, Handler, Ids, Key, Name, Since, Until, Where, selected
 from console.confirming import confirm
 from console.listing import Form, Output, note, say, show, show_object
-from console.progress import bar
+from console.progress import bar, spinner
 
 SAMPLE = 10
 """Dead letters that a dry run shows."""
@@ -58,7 +58,8 @@ def discard(
     from outbox import admin
 
     settings = options.settings(database_url=database_url, schema_name=schema)
-    count = admin.count_dead_letters(settings, which)
+    with spinner("counting what fits"):
+        count = admin.count_dead_letters(settings, which)
     wanted = count if limit is None else min(count, limit)
     words = f"{wanted:,} dead letter{'' if wanted == 1 else 's'}"
     if dry_run:
@@ -74,7 +75,7 @@ def discard(
     if wanted:
         confirm(f"Discard {words} for good?", yes=yes)
         with bar("discarding") as progress:
-            done = admin.discard(settings, which, limit=limit, reason=reason, progress=progress)
+            done = admin.discard(settings, which, limit=limit, counted=count, reason=reason, progress=progress)
     if output is Form.TABLE:
         say(f"discarded {done.count:,} of {done.asked:,} dead letters")
     else:

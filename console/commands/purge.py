@@ -10,7 +10,7 @@ from console import options
 from console.commands.selection import Ids, Key, Name, Since, Until, Where, selected
 from console.confirming import confirm
 from console.listing import Form, Output, note, say, show_object
-from console.progress import bar
+from console.progress import bar, spinner
 
 
 def purge(
@@ -50,7 +50,8 @@ def purge(
     if not reason.strip():
         raise typer.BadParameter("--reason needs a text")
     settings = options.settings(database_url=database_url, redis_url=redis_url, schema_name=schema, prefix=prefix)
-    found = admin.purge(settings, which, reason=reason, dry_run=True)
+    with spinner("counting what fits"):
+        found = admin.purge(settings, which, reason=reason, dry_run=True)
     if not dry_run:
         confirm(f"Erase {_words(found)} for good?", yes=yes)
         with bar("purging") as progress:

@@ -31,13 +31,15 @@ def discard(
     reason: str,
     schema: str | None = None,
     limit: int | None = None,
+    counted: int | None = None,
     actor: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Discarded:
     """Take the dead letters that fit away for good, the oldest first; their deliveries stay dead.
 
-    At most `limit` of them; letters that die while this runs are not touched. The audit row has who, when, `reason` and
-    what was selected. Interrupted, it has taken away what it reported to `progress`; asked again it goes on. Raises
+    At most `limit` of them; letters that die while this runs are not touched. With `counted`, what `count_dead_letters`
+    said of the same, they are not counted again, and no more than that are taken. The audit row has who, when, `reason`
+    and what was selected. Interrupted, it has taken away what it reported to `progress`; asked again it goes on. Raises
     `ValueError` without a reason or for a limit that is not positive, and otherwise as `status` does.
 
     >>> discard("postgresql:///shop", Selection(handler="send_email", group="5f0c1e7a2b"), reason="addresses of a test")
@@ -49,7 +51,10 @@ def discard(
         raise ValueError("limit must be positive")
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=tuple_row) as cursor:
         selected, given = which.conditions(LETTERS, where)
-        row = cursor.execute(statement("count_letters", where, selected), given).fetchone()
+        if counted is None:
+            row = cursor.execute(statement("count_letters", where, selected), given).fetchone()
+        else:
+            row = cursor.execute("SELECT %s, clock_timestamp()", [counted]).fetchone()
         assert row is not None
         asked, count = row[0] if limit is None else min(row[0], limit), 0
         given |= {"began": row[1]}

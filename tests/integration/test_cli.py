@@ -402,6 +402,7 @@ def test_on_a_terminal_a_replay_asks_and_shows_its_progress(programs: Programs, 
         seen = b""
         while b"Run 3 dead letters again?" not in seen:
             seen += os.read(ours, 1024)
+        assert b"counting what fits" in seen
         os.write(ours, answer.encode())
         shown = read_all(ours)
         assert process.wait(timeout=60) == (0 if expected else 1)

@@ -143,6 +143,18 @@ def test_what_contradicts_itself_is_wrong_usage(outbox: Run, arguments: list[str
     assert outbox("replay", *arguments, "--yes").status == 2
 
 
+def test_what_was_counted_before_is_put_back_and_no_more(db: Db) -> None:
+    register(db, "bill")
+    early, late = add(db, 2), add(db, 3)
+    bury(db, "bill", *early)
+    counted = admin.candidates(db, Selection())
+    bury(db, "bill", *late)
+    assert admin.replay(db, Selection(), counted=counted) == admin.Replayed(2, 2, 2)
+    assert waiting(db) == {(id, "bill") for id in early}
+    assert admin.discard(db, Selection(), counted=2, reason="x") == admin.Discarded(2, 2)
+    assert len(admin.dead_letters(db)) == 1
+
+
 # Edited copies -------------------------------------------------------------------------------------------------------
 
 
