@@ -126,4 +126,7 @@ def dead(installation: Installation) -> Verdict:
     """Whether there are dead letters."""
     status = installation.status()
     said = [f"{handler.name} {handler.dead}" for handler in status.handlers if handler.dead.likely]
+    known = sum(handler.dead.value for handler in status.handlers)
+    if status.dead.exact and status.dead.value > known:
+        said.append(f"{status.dead.value - known:,} of handlers that nobody has")
     return info(f"{status.dead} dead letters: {named(said)}") if status.dead.likely else fine("no dead letters")

@@ -46,8 +46,9 @@ def forget(
     """Forget a handler that no code has any more: its row, its group and catch-up stream in Redis, and its retries.
 
     Its outcomes stay as long as its events, its dead letters until they are discarded, or with `letters` go as well.
-    A worker that announces it later is a new one. Raises `InUseError` while a worker serves it, `UnknownError` when
-    there is none, `redis.RedisError` when Redis is away (nothing is changed then), and otherwise as `status` does.
+    A worker that announces it later is a new one. One that was forgotten and has retries can be forgotten again.
+    Raises `InUseError` while a worker serves it, `UnknownError` when there is none, `redis.RedisError` when Redis is
+    away (nothing is changed then), and otherwise as `status` does.
 
     >>> forget(Settings(), "write_invoice", reason="replaced by bill")
     Forgotten(handler='write_invoice', event_name='order_placed', retrying=2, letters=0)
@@ -111,6 +112,8 @@ def _remove(
         with connection.transaction():
             cursor.execute("SELECT set_config('lock_timeout', '5s', true)")
             row = cursor.execute(statement("standing_of_handler", where), {"name": handler}).fetchone()
+            if row is None and new is None:
+                row = cursor.execute(statement("standing_of_orphan", where), {"name": handler}).fetchone()
             if row is None:
                 raise UnknownError(f"there is no handler {handler!r}; `outbox status` shows those that there are")
             if row["served"]:

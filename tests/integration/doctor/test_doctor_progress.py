@@ -108,3 +108,5 @@ def test_dead_letters_are_a_remark(settings: Settings, db: Db) -> None:
     )
     found = look(settings, "dead")
     assert (found.severity, found.evidence) == (INFO, "1 dead letters: bill 1")
+    db.execute("UPDATE outbox.handler SET name = 'mail'")
+    assert look(settings, "dead").evidence == "1 dead letters: 1 of handlers that nobody has"

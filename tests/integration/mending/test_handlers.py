@@ -88,6 +88,19 @@ def test_dead_letters_of_a_forgotten_handler_are_not_put_back_and_that_is_said(
     assert admin.dead_letters(db) == []
 
 
+def test_retries_that_a_forgotten_handler_has_are_cancelled_by_forgetting_it_again(served: Run, db: Db) -> None:
+    register(db, "bill")
+    ids = add(db, 2)
+    deliver(db, "gone", "retrying", *ids)
+    deliver(db, "bill", "retrying", *ids)
+    assert served("rename", "gone", "g", "--yes").status == 1
+    done = served("forget", "gone", "--yes")
+    assert (done.status, done.out.partition(",")[0]) == (0, "forgot gone of order; 2 retries are cancelled")
+    rows = db.execute("SELECT DISTINCT handler, state FROM outbox.delivery ORDER BY 1").fetchall()
+    assert rows == [("bill", "retrying"), ("gone", "cancelled")]
+    assert served("forget", "gone", "--yes").status == 1
+
+
 def test_forgetting_that_redis_refuses_changes_nothing_and_can_be_done_again(
     served: Run, db: Db, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
