@@ -29,6 +29,9 @@ RESUMED_WITHIN = timedelta(days=7)
 BATCH = 500
 """Deliveries put back in one transaction at the most."""
 
+MOST_NOTED = 300
+"""Characters of who and why that each delivery keeps; the audit row has all of them."""
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -109,7 +112,8 @@ def replay(
         raise ValueError("limit and rate must be positive and finite")
     with opened(database, schema) as (connection, where), connection.cursor(row_factory=dict_row) as cursor:
         who = actor or audit.current_actor()
-        run = Batches(cursor, where, which, outcome, edit, by=f"by {who}" + (f": {reason}" if reason else ""))
+        by = f"by {who}" + (f": {reason}" if reason else "")
+        run = Batches(cursor, where, which, outcome, edit, by=by[:MOST_NOTED])
         detail = {**_described(which, outcome, edit), "limit": limit, "rate": rate}
         name = _fingerprint(known_as or _known_as(which, outcome, edit, limit))
         with connection.transaction():

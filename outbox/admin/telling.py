@@ -243,7 +243,9 @@ def _at(story: HandlerStory, letter: Mapping[str, Any] | None, replays: list[Fai
         result = "" if story.result is None else f", result {_shortened(story.result)}"
         found.append(Moment(story.updated_at, story.state, story.handler, f"{times}{again}{error}{result}"))
     elif story.due_at is not None:
-        found.append(Moment(story.due_at, "due", story.handler, f"attempt {story.attempts + 1}{again}"))
+        # Put back, it is due from microseconds before that is noted.
+        due = max([story.due_at, *(each.at for each in replays)])
+        found.append(Moment(due, "due", story.handler, f"attempt {story.attempts + 1}{again}"))
     return found
 
 

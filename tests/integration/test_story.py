@@ -149,14 +149,16 @@ def test_replays_tell_who_why_and_what_was_before_and_an_original_names_its_copy
     )
     done = admin.story(db, id).handlers[0].updated_at
     which = Selection(handler="h", ids=(id,))
-    admin.replay(db, which, outcome=Outcome.DONE, reason="wrong rate", actor="ann@desk")
+    reason = "wrong rate" + " and so on" * 100
+    admin.replay(db, which, outcome=Outcome.DONE, reason=reason, actor="ann@desk")
 
     def replays(id: uuid.UUID) -> list[str | None]:
         return [each.detail for each in admin.story(db, id).moments if each.what == "replayed"]
 
     assert done is not None
-    first = f"by ann@desk: wrong rate; it was done since {done.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    first = f"{f'by ann@desk: {reason}'[:300]}; it was done since {done.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     assert replays(id) == [first]
+    assert [each.what for each in admin.story(db, id).moments if each.handler][-2:] == ["replayed", "due"]
     # It dies, and dies again: a letter tells the last death only.
     for reason in ("one", "two"):
         db.execute("UPDATE outbox.delivery SET state = 'dead', due_at = NULL, attempts = 10, error = 'boom'")
