@@ -44,6 +44,9 @@ BETWEEN_TRIES = 0.2
 MOVED_PER_SECOND = 20_000
 """Rows of the default partition that are surely moved in a second, indexes included."""
 
+LOOKED_THROUGH = 30.0
+"""Seconds that looking through a partition may take before it goes."""
+
 BATCH = 10_000
 """Rows that are deleted in one transaction."""
 
@@ -56,7 +59,8 @@ NOT_ALLOWED = (
 class Report:
     """What a round did, or would do: partitions made and dropped, rows moved from or deleted in the default ones, ticks
     deleted; and what it found: what is `left` for the next round and why, handlers that hold expired events back
-    (`held_by`), and handlers that nobody serves any more (`unserved`). `allowed` is False for a role without tables."""
+    (`held_by`), handlers that nobody serves any more (`unserved`), and how many events go whose names nobody handles
+    (`unhandled`). `allowed` is False for a role without tables."""
 
     made: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -66,6 +70,7 @@ class Report:
     left: list[str] = field(default_factory=list)
     held_by: list[str] = field(default_factory=list)
     unserved: list[str] = field(default_factory=list)
+    unhandled: dict[str, int] = field(default_factory=dict)
     allowed: bool = True
 
     @property
@@ -194,8 +199,24 @@ class _Round:
                 break
             if self._may_go(piece):
                 pieces.append(piece)
+                self._look_for_unhandled(piece)
         self._gone = {piece.upper for piece in pieces}
         self._retire(pieces, self._may_go, waiting, note=True)
+
+    def _look_for_unhandled(self, piece: Partition) -> None:
+        """Note what goes that no handler ever got."""
+        lower, upper = _range(piece)
+        try:
+            with self._connection.transaction():
+                self._connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOKED_THROUGH:.0f}s"])
+                found = self._connection.execute(
+                    scripts.sql("unhandled", self._schema), {"lower": lower, "upper": upper}
+                ).fetchall()
+        except psycopg.errors.QueryCanceled:
+            log.warning("upkeep.not_looked_through", partition=piece.name, seconds=LOOKED_THROUGH)
+            return
+        for name, count in found:
+            self.report.unhandled[name] = self.report.unhandled.get(name, 0) + count
 
     def _retire_deliveries(self, found: list[Partition], waiting: dict[date, int]) -> None:
         """Drop the outcomes of events that are gone."""
@@ -359,6 +380,8 @@ class Upkeep:
             log.warning("upkeep.held_back", handlers=report.held_by)
         if self._news("unserved", report.unserved):
             log.warning("handler.unserved", handlers=report.unserved)
+        if self._news("unhandled", report.unhandled):
+            log.warning("event.unhandled", events=report.unhandled)
 
     def _news(self, what: str, found: object) -> bool:
         """Whether something is to be told: once, and again when it has changed."""

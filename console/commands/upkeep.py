@@ -95,4 +95,7 @@ def _remarks(report: Report) -> list[str]:
         remarks.append(f"events older than the retention are kept for {', '.join(report.held_by)}")
     if report.unserved:
         remarks.append(f"no worker serves {', '.join(report.unserved)} any more: nothing is kept for them")
+    if report.unhandled:
+        names = ", ".join(f"{name} ({count:,})" for name, count in report.unhandled.items())
+        remarks.append(f"expired, and no handler ever got them: {names}")
     return remarks

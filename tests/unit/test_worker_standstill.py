@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from outbox.settings import Settings
 from workers.standstill import ENDED_BY, Standstill
+from workers.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -58,3 +62,16 @@ def test_nothing_is_ended_where_it_is_off_or_where_a_profiler_has_the_signal(
         standstill.over()
     assert killed == []
     assert signal.getitimer(signal.ITIMER_PROF)[0] == 0
+
+
+@pytest.mark.parametrize(("status", "reason"), [(-ENDED_BY, "its event loop stood still"), (-signal.SIGKILL, None)])
+def test_a_supervisor_says_of_a_process_that_stood_still_why_it_ended(status: int, reason: str | None) -> None:
+    process = SimpleNamespace(pid=1)
+    child: Any = SimpleNamespace(
+        number=0, crashes=0, started_at=0.0, restart_at=None, process=process, status=lambda: status
+    )
+    supervisor = Supervisor("shop.tasks:app", Settings(), 1)
+    supervisor._children = {0: child}
+    with capture_logs() as lines:
+        supervisor._tend()
+    assert [(line["event"], line.get("reason")) for line in lines] == [("worker.crashed", reason)]

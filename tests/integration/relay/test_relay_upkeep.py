@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from outbox.position import END
 from outbox.settings import Settings
@@ -254,6 +255,29 @@ def test_a_handler_that_nobody_serves_any_more_keeps_nothing_and_is_named(aged: 
     report = aged.keep(aged.day(9))
     assert report.unserved == ["removed"]
     assert len(report.dropped) == 4
+
+
+def test_expired_events_that_no_handler_ever_got_are_named_with_their_number_when_they_go(aged: Log) -> None:
+    aged.add(aged.day(0), 3, name="forgotten")
+    aged.add(aged.day(1), 2, name="forgotten")
+    aged.add(aged.day(0), 1, name="(purged)")
+    aged.add(aged.day(8), 5, name="forgotten")
+    aged.add(aged.day(0), 1, name="cancelled")
+    aged.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts)"
+        " SELECT id, 'gone', created_at, 'cancelled', 0 FROM outbox.event WHERE name = 'cancelled'"
+    )
+    aged.publish()
+    aged.finish("send")
+    with capture_logs() as lines:
+        keeper = upkeep.Upkeep(lambda: aged.keeper, schema="outbox", keep=WEEK)
+        report = aged.keep(aged.day(9))
+        keeper._tell(report)
+    assert report.unhandled == {"forgotten": 5}
+    assert [line for line in lines if line["event"] == "event.unhandled"] == [
+        {"event": "event.unhandled", "log_level": "warning", "events": {"forgotten": 5}}
+    ]
+    assert aged.keep(aged.day(9)).unhandled == {}
 
 
 def test_an_outage_of_all_workers_that_is_longer_than_the_retention_loses_nothing(aged: Log) -> None:

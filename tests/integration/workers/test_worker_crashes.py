@@ -266,6 +266,29 @@ def test_an_event_that_kills_its_worker_three_times_is_dead_and_takes_no_other_w
     assert payload == {"n": 0}
 
 
+STARVED = """
+import resource
+
+@app.handler("e", max_attempts=3, backoff=0)
+async def h(n: int) -> None:
+    if n == 0:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+        bytearray(2**30)
+"""
+
+
+def test_an_event_that_finds_no_memory_is_dead_after_its_attempts_and_its_worker_goes_on(
+    outbox: Any, deaths: Callable[..., int]
+) -> None:
+    outbox.attach("h", "e")
+    outbox.publish("e", *({"n": n} for n in range(8)))
+    assert deaths(HEAD + STARVED, lambda: outbox.count("dead") + outbox.count("done") == 8, lease=LEASE) == 0
+    error, payload, attempts = outbox.one("SELECT error, payload, attempts FROM outbox.dead_letter")
+    assert error.startswith("MemoryError")
+    assert (payload, attempts) == ({"n": 0}, 3)
+
+
 COUNTING = """
 @app.handler("e", max_attempts=3, backoff=0)
 async def h(n: int, context: workers.Context) -> None:

@@ -118,6 +118,27 @@ def test_a_process_that_is_killed_is_started_again(
     assert worker.wait(60) == 0
 
 
+def test_a_supervisor_that_is_killed_takes_its_processes_with_it_and_what_they_run_comes_to_its_end(
+    outbox: Any, command: Callable[..., Any], wait_for: Any, tmp_path: Path
+) -> None:
+    outbox.sql.execute("CREATE TABLE effects (n integer)")
+    outbox.attach("plain", "e")
+    supervisor = command("--processes", "2")
+    wait_for(lambda: (tmp_path / "worker.log").read_text().count("worker.started") == 2)
+    outbox.publish("e", *({"n": n} for n in range(20)))
+    wait_for(lambda: outbox.count("done") > 0)
+    pids = [int(row[0].split("-")[-2]) for row in outbox.sql.execute("SELECT name FROM outbox.worker").fetchall()]
+    assert len(pids) == 2
+    supervisor.kill()
+    supervisor.wait()
+    for pid in pids:
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), what="the end of a process")  # type: ignore[misc]
+    runs = Counter((tmp_path / "runs").read_text().splitlines())
+    # Begun and ended, and recorded.
+    assert set(runs.values()) == {2}
+    assert outbox.count("done") == len(runs)
+
+
 LONG = """
 import asyncio
 from pathlib import Path
