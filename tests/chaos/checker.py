@@ -81,6 +81,10 @@ def lost(facts: Facts) -> Iterator[Finding]:
                 yield Finding("lost", row.id, f"{handler.name} is done with it and it had no effect")
             if handler.name in facts.plain | facts.once and pair not in facts.ran:
                 yield Finding("lost", row.id, f"{handler.name} is done with it and never ran to its end")
+            if handler.name in facts.answering and delivery.result != row.sha:
+                yield Finding(
+                    "changed", row.id, f"{handler.name}'s result is {delivery.result!r}, not what it returned"
+                )
         elif delivery.state == "dead":
             yield from _dead(facts, row, delivery)
         else:

@@ -71,6 +71,8 @@ class Cluster:
             concurrency=schedule.concurrency,
             rate=schedule.rate / len(WRITERS),
             slowness=schedule.slowness,
+            children=schedule.children,
+            supervised=name in schedule.supervised,
             knobs=schedule.knobs,
             mutant=mutant,
         )

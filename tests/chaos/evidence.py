@@ -16,6 +16,9 @@ from tests.chaos.history import Entry
 from tests.chaos.story import short
 from tests.chaos.tasks import sha
 
+CRASHED = "worker.crashed"
+"""What a supervisor logs of a worker that ended by itself."""
+
 LATE = ("audit",)
 """Handlers that are not the first of their event's."""
 
@@ -87,8 +90,9 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             deliveries=tuple(
                 Delivery(*row)
                 for row in rows(
-                    "SELECT d.event_id::text, d.handler, d.state, d.crashes, l.error FROM outbox.delivery AS d"
-                    " LEFT JOIN outbox.dead_letter AS l ON l.event_id = d.event_id AND l.handler = d.handler"
+                    "SELECT d.event_id::text, d.handler, d.state, d.crashes, l.error, d.result #>> '{}'"
+                    " FROM outbox.delivery AS d LEFT JOIN outbox.dead_letter AS l"
+                    " ON l.event_id = d.event_id AND l.handler = d.handler"
                 )
             ),
             effects=tuple(
@@ -98,10 +102,15 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             sightings=sightings,
             crashed=cluster.crashes > 0,
             unsettled=tuple(left),
-            fallen=(*cluster.fallen, *(entry["error"] for entry in entries if entry["what"] == "broken")),
+            fallen=(
+                *cluster.fallen,
+                *supervised_crashes(cluster),
+                *(entry["error"] for entry in entries if entry["what"] == "broken"),
+            ),
             transactional=tasks.TRANSACTIONAL,
             plain=tasks.PLAIN,
             once=tasks.ONCE,
+            answering=tasks.ANSWERING,
         )
 
 
@@ -130,6 +139,12 @@ STATE = (
         " left(query, 80) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
     ),
 )
+
+
+def supervised_crashes(cluster: Cluster) -> list[str]:
+    """Workers under a supervisor that ended by themselves, as it logged them."""
+    logs = (cluster.histories / f"{name}.log" for name in cluster.schedule.supervised)
+    return [line for log in logs if log.exists() for line in log.read_text().splitlines() if CRASHED in line]
 
 
 def places(cluster: Cluster, findings: list[Finding]) -> list[str]:

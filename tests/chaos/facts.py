@@ -71,6 +71,8 @@ class Delivery:
     crashes: int
     letter: str | None
     """The error of its dead letter."""
+    result: str | None = None
+    """What its handler returned."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Facts:
     transactional: frozenset[str] = frozenset()
     plain: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
+    answering: frozenset[str] = frozenset()
+    """Handlers that return what the payload is compared by."""
 
     @cached_property
     def rows(self) -> dict[str, Row]:

@@ -18,7 +18,7 @@ import workers
 from outbox import telemetry
 from outbox.failpoints import Armed, Failpoint, reach
 from outbox.settings import Settings
-from tests.chaos import knobs, mutants, tasks
+from tests.chaos import knobs, mutants, supervised, tasks
 from tests.chaos.history import History
 from tests.chaos.writer import Writer
 
@@ -37,6 +37,10 @@ class Part:
     rate: float = 20.0
     slowness: float = 1.0
     version: int = 1
+    children: bool = False
+    """Whether there is a handler in child processes."""
+    supervised: bool = False
+    """Two workers under a supervisor."""
     knobs: dict[str, int] = field(default_factory=dict)
     failpoints: str = ""
     mutant: str = ""
@@ -80,11 +84,15 @@ def _relay(part: Part) -> int:
 
 
 def _worker(part: Part) -> int:
-    tasks.tell(History(part.folder / f"{part.name}.jsonl"), part.slowness)
+    history = part.folder / f"{part.name}.jsonl"
+    os.environ[tasks.HISTORY] = str(history)
+    if part.supervised:
+        return supervised.supervise(part.settings, part.lease, part.slowness, part.version, part.children, part.knobs)
+    tasks.tell(History(history), part.slowness)
 
     async def work() -> None:
         worker = workers.Worker(
-            tasks.app(part.version),
+            tasks.app(part.version, children=part.children),
             part.settings,
             concurrency=part.concurrency,
             lease=part.lease,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -16,6 +16,9 @@ PROGRAMS = RELAYS + WORKERS + WRITERS
 
 CALM = 0.25
 """Share of the periods without a fault."""
+
+SELDOM = 0.15
+"""Share of the schedules with what takes much processor time."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Schedule:
     slowness: float = 1.0
     """What handlers' times are multiplied by."""
     knobs: dict[str, int] = field(default_factory=dict)
+    children: bool = False
+    """Whether there is a handler in child processes."""
+    supervised: tuple[str, ...] = ()
+    """Workers that are two processes under a supervisor."""
     lame: tuple[str, ...] = ()
     """Processes that stand still while all else is healed and must drain without them."""
     faults: tuple[Fault, ...] = ()
@@ -109,7 +116,14 @@ class Schedule:
     def from_json(cls, facts: dict[str, Any]) -> Schedule:
         """The schedule of `to_json`."""
         faults = tuple(Fault(**fault) for fault in facts["faults"])
-        return cls(**{**facts, "faults": faults, "lame": tuple(facts["lame"])})
+        return cls(
+            **{
+                **facts,
+                "faults": faults,
+                "lame": tuple(facts["lame"]),
+                "supervised": tuple(facts.get("supervised", ())),
+            }
+        )
 
     @property
     def links(self) -> frozenset[str]:
@@ -147,7 +161,7 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
     lame: list[str] = []
     if chance.random() < 0.25 and not mix:
         lame = [chance.choice(side) for side in (RELAYS, WORKERS) if chance.random() < 0.7]
-    return Schedule(
+    drawn = Schedule(
         seed,
         length,
         persistence=persistence,
@@ -160,6 +174,9 @@ def draw(seed: int, length: float, mix: Sequence[str] = ()) -> Schedule:
         lame=tuple(lame),
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
     )
+    # Both start programs anew, at a second of processor time each.
+    children, supervised = chance.random() < SELDOM and not mix, chance.random() < SELDOM and not mix
+    return replace(drawn, children=children, supervised=() if lame or not supervised else WORKERS[:1])
 
 
 def _applies(kind: Kind, persistence: str, replica: bool) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
@@ -24,16 +27,23 @@ OPTIONS: dict[str, Any] = {
     "timeout": 4.0,
 }
 
-TRANSACTIONAL = frozenset({"book", "charge", "ship", "gather", "refuse", "audit", "later"})
+TRANSACTIONAL = frozenset({"book", "charge", "ship", "gather", "refuse", "press", "audit", "later"})
 """Handlers whose effects are rows of their own transaction."""
 
-PLAIN = frozenset({"notify"})
+PLAIN = frozenset({"notify", "weigh", "stamp"})
 """Handlers whose effects are runs: at least one."""
 
 ONCE = frozenset({"once"})
 """Handlers whose effects are runs: at most one."""
 
+ANSWERING = frozenset({"press", "weigh", "stamp"})
+"""Handlers that return what the payload is compared by."""
+
+HISTORY = "CHAOS_HISTORY"
+"""The environment variable that tells a child process of a worker its history."""
+
 _history: History | None = None
+_snoozed: set[str] = set()
 _slowness = 1.0
 
 
@@ -48,18 +58,25 @@ def sha(payload_json: str) -> str:
     return hashlib.sha256(payload_json.encode()).hexdigest()[:16]
 
 
+def _told() -> History:
+    global _history
+    if _history is None:
+        _history = History(Path(os.environ[HISTORY]))
+    return _history
+
+
 @contextmanager
 def run(handler: str, event: outbox.Event, attempt: int = 0) -> Iterator[None]:
     """One run, in the history from its beginning to its end."""
-    assert _history is not None
+    history = _told()
     facts = {"handler": handler, "event": str(event.id), "attempt": attempt}
-    _history.say("run", sha=sha(event.payload_json), **facts)
+    history.say("run", sha=sha(event.payload_json), **facts)
     try:
         yield
     except BaseException as error:
-        _history.say("run failed", error=type(error).__name__, **facts)
+        history.say("run failed", error=type(error).__name__, **facts)
         raise
-    _history.say("ran", **facts)
+    history.say("ran", **facts)
 
 
 def effect(handler: str, event: outbox.Event, follow: outbox.Event | None = None) -> tuple[Any, dict[str, Any]]:
@@ -128,6 +145,44 @@ async def refuse(event: workers.Event, session: AsyncSession, context: workers.C
             raise workers.RetryLater(0.05)
 
 
+def hangs(event: outbox.Event, attempt: int) -> bool:
+    """Whether this run is to last beyond its timeout: some first ones."""
+    return attempt == 1 and event.id.int % 15 == 1
+
+
+async def press(event: workers.Event, session: AsyncSession, context: workers.Context) -> str:
+    """Transactional, with savepoints: one that is kept, one that is rolled back. Some runs meet their timeout after."""
+    with run("press", event, context.attempt):
+        async with session.begin_nested():
+            await session.execute(*effect("press", event))
+        undone = await session.begin_nested()
+        await session.execute(*effect("press", event))
+        await undone.rollback()
+        if hangs(event, context.attempt):
+            await asyncio.sleep(60)
+    return sha(event.payload_json)
+
+
+def weigh(event: workers.Event, context: workers.Context) -> str:
+    """Plain in a thread. Some runs put themselves off, some meet their timeout."""
+    with run("weigh", event, context.attempt):
+        if event.id.int % 9 == 0 and str(event.id) not in _snoozed:
+            _snoozed.add(str(event.id))
+            raise workers.Snooze(0.05)
+        while hangs(event, context.attempt):
+            # An exception reaches a thread between two steps of Python.
+            time.sleep(0.01)
+    return sha(event.payload_json)
+
+
+def stamp(event: workers.Event, context: workers.Context) -> str:
+    """Plain in a child process."""
+    with run("stamp", event, context.attempt):
+        while hangs(event, context.attempt):
+            time.sleep(0.01)
+    return sha(event.payload_json)
+
+
 async def audit(event: workers.Event, session: AsyncSession, context: workers.Context) -> None:
     """A later handler of a known event: begins where it was registered."""
     with run("audit", event, context.attempt):
@@ -144,14 +199,18 @@ LATEST = 2
 """The version that handles most."""
 
 
-def app(version: int) -> workers.App:
-    """The first version of the service, or the second, which handles more."""
+def app(version: int, *, children: bool = False) -> workers.App:
+    """The first version of the service, or the second, which handles more. `children`: also one in child processes."""
     made = workers.App()
     for function, event_name in ((book, "order"), (charge, "order"), (notify, "order"), (ship, "booked")):
         made.handler(event_name, **OPTIONS)(function)
     made.handler("note", batch=8, **OPTIONS)(gather)
     made.handler("note", at_most_once=True, timeout=4.0)(once)
     made.handler("note", **OPTIONS)(refuse)
+    made.handler("note", **OPTIONS | {"timeout": 1.0})(press)
+    made.handler("note", **OPTIONS | {"timeout": 1.0})(weigh)
+    if children:
+        made.handler("booked", pool="process", concurrency=1, **OPTIONS | {"timeout": 1.0})(stamp)
     if version > 1:
         made.handler("order", **OPTIONS)(audit)
         made.handler("later", **OPTIONS)(later)

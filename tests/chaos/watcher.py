@@ -12,7 +12,7 @@ from tests.chaos import tasks
 from tests.chaos.cluster import Cluster
 from tests.chaos.facts import Sighting
 
-HANDLERS = tasks.app(tasks.LATEST).handlers.values()
+HANDLERS = tasks.app(tasks.LATEST, children=True).handlers.values()
 KEYS = {stream_key("outbox", each.event_name) for each in HANDLERS} | {
     catch_up_key("outbox", each.event_name, each.name) for each in HANDLERS
 }

@@ -48,7 +48,7 @@ GOOD = Facts(
         Delivery("a", "book", "done", 0, None),
         Delivery("b", "book", "done", 1, None),
         Delivery("b", "audit", "done", 0, None),
-        Delivery("a", "notify", "done", 0, None),
+        Delivery("a", "notify", "done", 0, None, "s1"),
         Delivery("b", "notify", "dead", 3, "its worker died"),
         Delivery("e", "once", "dead", 0, "interrupted"),
         Delivery("e", "refuse", "dead", 0, "doomed"),
@@ -69,6 +69,7 @@ GOOD = Facts(
     transactional=frozenset({"book", "audit", "refuse"}),
     plain=frozenset({"notify"}),
     once=frozenset({"once"}),
+    answering=frozenset({"notify"}),
 )
 
 
@@ -143,6 +144,14 @@ def test_nothing_is_found_where_all_is_as_it_should_be() -> None:
             "stuck",
             "a",
             id="tried for ever",
+        ),
+        pytest.param(
+            replace(
+                GOOD, deliveries=(*GOOD.deliveries[:3], replace(GOOD.deliveries[3], result=None), *GOOD.deliveries[4:])
+            ),
+            "changed",
+            "a",
+            id="a result that was not kept",
         ),
         pytest.param(with_more(effects=(GOOD.effects[1],)), "duplicate", "b", id="an effect twice"),
         pytest.param(

@@ -70,6 +70,20 @@ def test_the_lame_leave_one_of_each_kind_to_do_the_work() -> None:
         assert len([name for name in schedule.lame if name.startswith("worker")]) <= 1
 
 
+def test_some_schedules_have_child_processes_and_some_a_supervisor_of_a_worker_that_does_its_part() -> None:
+    assert any(schedule.children for schedule in MANY)
+    assert any(schedule.supervised for schedule in MANY)
+    assert not [schedule for schedule in MANY if schedule.supervised and schedule.lame]
+    assert 0 < sum(schedule.children + bool(schedule.supervised) for schedule in MANY) < 0.4 * len(MANY)
+
+
+def test_schedules_that_were_kept_can_be_played() -> None:
+    for kept in json.loads((ROOT / "tests/chaos/regressions.json").read_text()):
+        schedule = Schedule.from_json(kept["schedule"])
+        assert schedule.knobs.keys() <= KNOBS.keys()
+        assert {fault.kind for fault in schedule.faults} <= KINDS.keys()
+
+
 def test_a_mutant_has_faults_that_provoke_it() -> None:
     assert MIXES.keys() == MUTANTS.keys()
     for mix in MIXES.values():
