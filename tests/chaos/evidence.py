@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -104,7 +106,7 @@ def gather(cluster: Cluster, entries: list[Entry], sightings: tuple[Sighting, ..
             unsettled=tuple(left),
             fallen=(
                 *cluster.fallen,
-                *supervised_crashes(cluster),
+                *supervised_crashes(cluster.histories, cluster.schedule.supervised),
                 *(entry["error"] for entry in entries if entry["what"] == "broken"),
             ),
             transactional=tasks.TRANSACTIONAL,
@@ -141,9 +143,9 @@ STATE = (
 )
 
 
-def supervised_crashes(cluster: Cluster) -> list[str]:
-    """Workers under a supervisor that ended by themselves, as it logged them."""
-    logs = (cluster.histories / f"{name}.log" for name in cluster.schedule.supervised)
+def supervised_crashes(folder: Path, names: Sequence[str]) -> list[str]:
+    """What these programs, supervisors, logged in this folder of workers that ended by themselves."""
+    logs = (folder / f"{name}.log" for name in names)
     return [line for log in logs if log.exists() for line in log.read_text().splitlines() if CRASHED in line]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.chaos.evidence import CRASHED, supervised_crashes
 from tests.chaos.history import History, read
 from tests.chaos.run import BOUND, Result
 from tests.chaos.summary import summarize
+from tests.chaos.watcher import name_of
+from workers import supervisor
 
 
 def test_entries_of_all_histories_come_in_the_order_of_time(tmp_path: Path) -> None:
@@ -26,6 +29,16 @@ def test_a_last_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
     with (tmp_path / "writer-1.jsonl").open("a") as file:
         file.write('{"t": 1, "wh')
     assert [entry["what"] for entry in read(tmp_path)] == ["intent"]
+
+
+def test_what_a_supervisor_logs_of_a_crash_is_found(tmp_path: Path) -> None:
+    (tmp_path / "worker-1.log").write_text("event=worker.started\nevent=worker.crashed status=1\n")
+    assert supervised_crashes(tmp_path, ["worker-1", "worker-2"]) == ["event=worker.crashed status=1"]
+    assert f'"{CRASHED}"' in Path(supervisor.__file__).read_text()
+
+
+def test_a_catch_up_stream_is_named_by_its_event_and_handler() -> None:
+    assert [name_of(key) for key in ("outbox:{order}", "outbox:{order}:book")] == ["order", "order:book"]
 
 
 def test_runs_are_summed_up() -> None:
