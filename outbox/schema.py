@@ -185,7 +185,8 @@ delivery = Table(
     Column(
         "failures",
         JSONB,
-        comment='the last ten attempts that failed: [{"attempt": 1, "at": time, "error": text}]',
+        comment='the last ten attempts that failed: [{"attempt": 1, "at": time, "error": text}]; attempt 0'
+        " is a replay, and its text says who, why and what was before",
     ),
     Column(
         "result",
@@ -282,7 +283,13 @@ hold = Table(
 replay = Table(
     "replay",
     metadata,
-    Column("known_as", Text, primary_key=True, comment="a hash of what was asked for; no payload, no key"),
+    Column(
+        "known_as",
+        Text,
+        primary_key=True,
+        comment="a hash of what was asked for; no payload, no key. The row total has in count how many deliveries were"
+        " ever put back",
+    ),
     Column("actor", Text, nullable=False),
     Column("began_at", _Moment, nullable=False, server_default=_NOW),
     Column("since", _Moment),

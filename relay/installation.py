@@ -70,7 +70,7 @@ class Installation:
             yield from _handlers(overview.status)
             yield _actions(overview.actions)
             replayed = {(): overview.replayed}
-            yield counter("outbox_replayed_deliveries", "Deliveries that were put back, by the audit table.", replayed)
+            yield counter("outbox_replayed_deliveries", "Deliveries that replays put back.", replayed)
         if known is not None:
             yield from _groups(known)
 
@@ -80,9 +80,11 @@ class Installation:
             with database.connect(self._url, application_name=f"outbox monitor {schema}") as connection:
                 connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
                 found = status(connection, schema, look_at=LOOK_AT)
-                query = "SELECT action, count(*), coalesce(sum((detail ->> 'replayed')::bigint), 0)"
-                rows = connection.execute(f"{query} FROM {schema}.audit GROUP BY action".encode()).fetchall()
-                return Overview(found, {row[0]: row[1] for row in rows}, sum(int(row[2]) for row in rows))
+                rows = connection.execute(f"SELECT action, count(*) FROM {schema}.audit GROUP BY action".encode())
+                actions = dict(rows.fetchall())
+                query = f"SELECT count FROM {schema}.replay WHERE known_as = 'total'"
+                replayed = connection.execute(query.encode()).fetchone()
+                return Overview(found, actions, 0 if replayed is None else replayed[0])
         except (OutboxError, psycopg.Error):
             return None
 

@@ -36,18 +36,9 @@ def note(
     *,
     actor: str | None,
     reason: str | None,
-) -> int:
-    """Write the audit row of an action and give its id; `actor` is whoever is at the keyboard unless somebody else is
-    named."""
-    given = [actor or current_actor(), action, reason, json.dumps(detail)]
-    columns = "(actor, action, reason, detail) VALUES (%s, %s, %s, %s)"
-    found = cursor.execute(f"INSERT INTO {check_schema(schema)}.audit {columns} RETURNING id".encode(), given)
-    for row in found:
-        return int(row["id"] if isinstance(row, dict) else row[0])
-    raise AssertionError
-
-
-def amend(cursor: Cursor, schema: str, id: int, detail: Mapping[str, Any]) -> None:
-    """Add to what an audit row says, or say it anew."""
-    query = f"UPDATE {check_schema(schema)}.audit SET detail = (detail::jsonb || %s::jsonb)::json WHERE id = %s"
-    cursor.execute(query.encode(), [json.dumps(detail), id])
+) -> None:
+    """Write the audit row of an action; `actor` is whoever is at the keyboard unless somebody else is named."""
+    cursor.execute(
+        f"INSERT INTO {check_schema(schema)}.audit (actor, action, reason, detail) VALUES (%s, %s, %s, %s)".encode(),
+        [actor or current_actor(), action, reason, json.dumps(detail)],
+    )

@@ -149,6 +149,14 @@ class Batches:
         )
         return count
 
+    def tally(self, count: int) -> None:
+        """Add to what was ever put back, for the metric: last in its transaction, as all replays write this row."""
+        self._cursor.execute(
+            f"INSERT INTO {self._schema}.replay AS r (known_as, actor, asked, count) VALUES ('total', '', 0, %s)"
+            " ON CONFLICT (known_as) DO UPDATE SET count = r.count + excluded.count".encode(),
+            [count],
+        )
+
     def _run_again(self, rows: Sequence[Mapping[str, Any]]) -> int:
         keys = _keys(rows) | {"states": _STATES[self._outcome], "by": self._by}
         return self._cursor.execute(statement("put_back", self._schema), keys).rowcount

@@ -123,7 +123,7 @@ def replay(
             if state is None:
                 return Replayed(0, 0, 0)
             detail |= {"count": state["asked"]} | ({"from": state["count"]} if state["count"] else {})
-            audited = audit.note(cursor, where, "replay", detail, actor=who, reason=reason)
+            audit.note(cursor, where, "replay", detail, actor=who, reason=reason)
         count, earlier = 0, state["count"]
         asked, total = state["asked"], earlier
         began = clock()
@@ -136,10 +136,10 @@ def replay(
                 if found is None:
                     run.forget(name)
                     break
-                audit.amend(cursor, where, audited, {"replayed": count + found})
                 total = state["count"] + found
                 if total >= asked:
                     run.forget(name)
+                run.tally(found)
             count += found
             progress(total, asked)
             if total >= asked:
