@@ -44,6 +44,18 @@ class Box:
         ).fetchall()
         return [row[0] for row in rows]
 
+    def add_ticked(self, name: str, count: int) -> list[int]:
+        """The same, and wait for their tick: a handler that registers now is fed them, and not given them as new."""
+        seqs = self.add(name, count)
+        wait_for(
+            lambda: self.one(
+                "SELECT coalesce(bool_and(pg_visible_in_snapshot(xid, (SELECT snapshot FROM outbox.tick"
+                " ORDER BY id DESC LIMIT 1))), false) FROM outbox.event"
+            ),
+            "the tick",
+        )
+        return seqs
+
     def register(self, *handlers: str, event: str) -> None:
         """What a worker does when it starts."""
         self.sql.execute(

@@ -124,7 +124,7 @@ def test_handlers_of_different_events_do_not_concern_each_other(box: Any, relay:
 def test_a_catch_up_stream_is_bounded_and_goes_on_when_it_is_drained(
     box: Any, relay: Any, wait_for: Callable[..., Any]
 ) -> None:
-    seqs = box.add("paid", MOST + OVER + 2000)
+    seqs = box.add_ticked("paid", MOST + OVER + 2000)
     box.register("send", event="paid")
     key = "outbox:{paid}:send"
     wait_for(lambda: box.redis.xlen(key) >= MOST, "the full stream")
@@ -146,7 +146,7 @@ def test_a_catch_up_stream_is_bounded_and_goes_on_when_it_is_drained(
 
 
 def test_a_handler_that_does_not_read_keeps_no_other_waiting(box: Any, relay: Any) -> None:
-    box.add("paid", MOST + OVER)
+    box.add_ticked("paid", MOST + OVER)
     box.register("slow", event="paid")
     box.subscribe("quick", event="sent")
     seqs = box.add("sent", 5)
@@ -230,7 +230,7 @@ def test_an_emptied_redis_is_noticed_while_nothing_is_added(box: Any, relay: Any
 
 
 def test_a_lost_catch_up_stream_is_fed_again(box: Any, relay: Any, wait_for: Callable[..., Any]) -> None:
-    seqs = box.add("paid", MOST + OVER + 1000)
+    seqs = box.add_ticked("paid", MOST + OVER + 1000)
     box.register("send", event="paid")
     wait_for(lambda: box.redis.xlen("outbox:{paid}:send") >= MOST, "the full stream")
     box.finish("send", box.read("paid", "send", count=10))

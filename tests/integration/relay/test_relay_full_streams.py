@@ -28,7 +28,8 @@ def test_the_sibling_of_a_laggard_notices_nothing(box: Any, relay: Any, wait_for
     for _ in range(40):
         seqs += box.add("paid", 10)
         quick += box.work_until("paid", "quick", seqs[len(quick) :])
-        assert box.redis.xlen(stream_key("outbox", "paid")) <= SMALL.entries
+        # What was given to the sibling a moment ago may stand there until the laggard is put away.
+        assert box.redis.xlen(stream_key("outbox", "paid")) <= SMALL.entries + 10
     assert quick == seqs
     assert box.attached("quick")
     wait_for(lambda: not box.attached("slow"), "the laggard being detached")
