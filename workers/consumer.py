@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -64,6 +64,7 @@ class Consumer:
     ) -> None:
         self._lanes = lanes
         self._sources = sources
+        self._turns = deque(sources)
         self._servers = servers
         self._database = database
         self._up = up
@@ -106,7 +107,7 @@ class Consumer:
                     self.look_everywhere()
                 self._wake.clear()
                 await self._up.wait()
-                wanted = [(source, room) for source in self._sources if source.ready and (room := self._room(source))]
+                wanted = self._wanted()
                 try:
                     if wanted:
                         await self._read(wanted)
@@ -127,8 +128,21 @@ class Consumer:
                 task.cancel()
             await self._hang_up()
 
-    def _room(self, source: Source) -> int:
-        return min(source.lane.room(), prefetch.READ) if source.open else 0
+    def _wanted(self) -> list[tuple[Source, int]]:
+        """What to read, and how many entries of each."""
+        asking = [(source, source.lane.room()) for source in self._turns if source.ready and source.open]
+        asking = [(source, room) for source, room in asking if room]
+        if not asking:
+            return []
+        counts = prefetch.shares(
+            ((min(room, source.step), source.lane.held, not source.lane.active) for source, room in asking),
+            sum(lane.held for lane in self._lanes),
+        )
+        wanted = [(source, count) for (source, _), count in zip(asking, counts, strict=True) if count]
+        if len(wanted) < len(asking):
+            # Another one is first the next time.
+            self._turns.rotate(-1 - self._turns.index(asking[0][0]))
+        return wanted
 
     # Reading
 
@@ -164,12 +178,15 @@ class Consumer:
             found = entries[0][1] if entries else []
             if source in ahead:
                 source.won = bool(found) and found[0][0] == ahead[source].entry_id
+            # A read that is small against the window says nothing about it.
+            full = len(found) == count >= min(source.lane.window // 4, prefetch.READ // 2)
+            source.step = prefetch.next_step(len(found))
             if len(found) < count:
                 source.ready = False
                 source.position = _last_delivered(groups, source.lane.name.encode())
             if found:
                 asked = ahead.get(source) if in_time else None
-                self._start(self._admit(source, found, full=len(found) == count, ahead=asked))
+                self._start(self._admit(source, found, full=full, ahead=asked))
 
     def _ask_ahead(self, source: Source) -> Ahead:
         """Ask about the entry that rang while the group read is on its way; most often it is what that brings.
@@ -223,15 +240,18 @@ class Consumer:
                 self._log.error("entry.invalid", stream=source.key, entry=entry_id.decode("ascii", "replace"))
                 done[source].append(entry_id)
                 continue
-            size += len(job.payload)
             source.inflight[entry_id] = job
             twin = lane.active.setdefault(job.event_id, job)
             if twin is job:
+                size += len(job.payload)
                 jobs.append(job)
-            elif twin.source is not source or twin.entry_id != entry_id:
+                continue
+            # Only its ids are needed.
+            job.payload = job.headers = ""
+            if twin.source is not source or twin.entry_id != entry_id:
                 twin.twins = [*(twin.twins or ()), (source, entry_id)]
         if jobs:
-            lane.average_bytes = prefetch.next_average(lane.average_bytes, size / len(jobs))
+            lane.held += size
             if ahead is not None and ahead.seen is not None and [job.entry_id for job in jobs] == [ahead.entry_id]:
                 seen, retained_from = await ahead.seen
             else:

@@ -33,7 +33,7 @@ ABANDON_AFTER = 2.0
 class Source:
     """One stream that feeds a handler: its catch-up stream or the main stream of its event name."""
 
-    __slots__ = ("inflight", "key", "lane", "main", "position", "ready", "rung", "won")
+    __slots__ = ("inflight", "key", "lane", "main", "position", "ready", "rung", "step", "won")
 
     def __init__(self, lane: Lane, key: str, *, main: bool) -> None:
         self.lane = lane
@@ -41,6 +41,8 @@ class Source:
         self.main = main
         self.ready = True
         """There may be entries to read."""
+        self.step = prefetch.FIRST
+        """Entries to ask for, if there is room for them."""
         self.position: bytes | None = None
         """Last delivered id of the group when the stream was last read dry."""
         self.inflight: dict[bytes, Job] = {}
@@ -75,14 +77,15 @@ class Lane:
         """How many may run now: fewer when the worker's bound is shared."""
         self.window = capacity
         self.least = capacity
-        """Deliveries that it may always hold, however large."""
+        """Deliveries for which there is always room, but for their bytes."""
         self.active: dict[str, Job] = {}
         self.attached = False
         self.paused = False
         self.done_to: Position | None = None
         self.next_due = 0.0
         """When to look for due retries, by the event loop's clock."""
-        self.average_bytes = 0.0
+        self.held = 0
+        """Bytes of payload that the active ones are, about."""
         self.stopping = False
         """The worker stops."""
         self._run = run
@@ -115,16 +118,14 @@ class Lane:
 
     def room(self) -> int:
         """How many entries may be read now; 0 until a read is worth while."""
-        window = prefetch.within_memory(self.window, capacity=self.least, average_bytes=self.average_bytes)
         # Retries have room of their own, or a large replay would let no new event in.
-        free = window - len(self.active) + self._claimed
-        return free if free >= max(1, window // 4) else 0
+        free = self.window - len(self.active) + self._claimed
+        return free if free >= max(1, self.window // 4) else 0
 
     def retry_room(self) -> int:
         """How many due retries may be claimed now; 0 until a claim is worth while."""
-        window = prefetch.within_memory(self.window, capacity=self.least, average_bytes=self.average_bytes)
         return prefetch.claimable(
-            running=self.running, queued=len(self._retries), capacity=self.capacity, window=window
+            running=self.running, queued=len(self._retries), capacity=self.capacity, window=self.window
         )
 
     def start(self, jobs: list[Job]) -> None:
@@ -322,14 +323,13 @@ class Lane:
         """Nothing is left to do for this delivery here."""
         if self.active.get(job.event_id) is job:
             del self.active[job.event_id]
+            self.held -= len(job.payload)
             self._claimed -= job.claimed
         for source, entry_id in job.entries():
             source.inflight.pop(entry_id, None)
         if self._measured is not None and self._measured[0] is job:
             seconds, self._measured = self._loop.time() - self._measured[1], None
-            self.window = prefetch.next_window(
-                self.window, capacity=self.least, seconds=seconds, average_bytes=self.average_bytes
-            )
+            self.window = prefetch.next_window(self.window, capacity=self.least, seconds=seconds)
         self._changed()
 
     # Stop

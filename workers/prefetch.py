@@ -1,44 +1,74 @@
-"""How many deliveries a handler may hold at once. Pure."""
+"""How many deliveries a handler may fetch: bounded in number for each handler, in bytes for the process. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from outbox.payload import MAX_BYTES
 
 LARGEST = 2000
 READ = 500
 """Entries per read at most."""
-MEMORY = 16 * 1024 * 1024
-"""Bytes of payload that one handler may hold, about."""
+FIRST = 8
+"""Entries that are asked of a stream that was empty."""
+MEMORY = 128 * 1024 * 1024
+"""Bytes of payload that the handlers of one process may hold together, about."""
+WORTH = 4
+"""Entries for which a read is worth while, where memory leaves no room for more."""
 
 
-def next_window(window: int, *, capacity: int, seconds: float, average_bytes: float) -> int:
+def next_window(window: int, *, capacity: int, seconds: float) -> int:
     """The next bound, after a full read was worked off in `seconds`: about half a second of work, within bounds.
 
-    >>> next_window(100, capacity=100, seconds=0.02, average_bytes=200)
+    >>> next_window(100, capacity=100, seconds=0.02)
     200
     """
     if seconds < 0.15:
         window *= 2
     elif seconds > 0.6:
         window //= 2
-    window = min(max(window, capacity, 1), LARGEST)
-    return within_memory(window, capacity=min(capacity, LARGEST), average_bytes=average_bytes)
+    return min(max(window, capacity, 1), LARGEST)
 
 
-def within_memory(window: int, *, capacity: int, average_bytes: float) -> int:
-    """`window`, or fewer where payloads are large; never fewer than run at once.
+def next_step(found: int) -> int:
+    """How many entries to ask of a stream that just gave `found`: more only where there were many, since what is asked
+    for has to be counted as if each were as large as a payload may be.
 
-    >>> within_memory(2000, capacity=10, average_bytes=256 * 1024)
+    >>> next_step(8)
+    32
+    """
+    return min(max(FIRST, 4 * found), READ)
+
+
+def affordable(held: int, total: int) -> int:
+    """How many more events a handler may fetch that holds `held` of the `total` bytes that the process holds.
+
+    Their sizes are known when they are here, so each counts as the largest that there may be. A handler may hold as
+    much as it leaves free: half of all alone, and whoever comes next finds room.
+
+    >>> affordable(0, 0)
+    256
+    >>> affordable(32 * 1024 * 1024, 64 * 1024 * 1024)
     64
     """
-    return max(capacity, min(window, int(MEMORY / max(1.0, average_bytes))))
+    return max(0, MEMORY - total - held) // (2 * MAX_BYTES)
 
 
-def next_average(average: float, latest: float) -> float:
-    """The average size of payloads after a read whose payloads had `latest` bytes: it rises at once, and falls slowly.
+def shares(asks: Iterable[tuple[int, int, bool]], total: int) -> list[int]:
+    """How many events each may fetch, of those who ask in this order: (how many it wants, bytes it holds, whether it
+    holds nothing). `total` bytes are held by all. Who holds nothing may fetch one, whatever the others hold.
 
-    >>> next_average(1000.0, 200.0)
-    840.0
+    >>> shares([(500, 0, True), (500, 0, True), (8, 0, True)], 0)
+    [256, 128, 8]
     """
-    return max(latest, 0.8 * average + 0.2 * latest)
+    granted = []
+    for wanted, held, idle in asks:
+        count = affordable(held, total)
+        if count < WORTH:
+            count = int(idle)
+        granted.append(min(wanted, count))
+        total += granted[-1] * MAX_BYTES
+    return granted
 
 
 def claimable(*, running: int, queued: int, capacity: int, window: int) -> int:

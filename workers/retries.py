@@ -63,27 +63,35 @@ class Retries:
                 for lane in self._lanes.values():
                     lane.next_due = now
             open_lanes = [lane for lane in self._lanes.values() if not lane.paused and lane.retry_room() > 0]
-            due = [lane for lane in open_lanes if lane.next_due <= now]
-            if due:
-                await self.claim(due)
+            rooms = self._rooms([lane for lane in open_lanes if lane.next_due <= now])
+            if rooms:
+                await self.claim(rooms)
                 continue
-            earliest = min((lane.next_due for lane in open_lanes), default=now + LOOK_EVERY)
+            earliest = min((lane.next_due for lane in open_lanes if lane.next_due > now), default=now + LOOK_EVERY)
             try:
                 async with asyncio.timeout(min(LOOK_EVERY, earliest - now) + SOON):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
-    async def claim(self, lanes: list[Lane]) -> None:
-        """Take what is due for these lanes and start it."""
-        rooms = {lane.name: lane.retry_room() for lane in lanes}
+    def _rooms(self, due: list[Lane]) -> dict[Lane, int]:
+        """How many to claim of each, the one that waited longest first."""
+        due.sort(key=lambda lane: lane.next_due)
+        granted = prefetch.shares(
+            ((lane.retry_room(), lane.held, not lane.active) for lane in due),
+            sum(lane.held for lane in self._lanes.values()),
+        )
+        return {lane: room for lane, room in zip(due, granted, strict=True) if room}
+
+    async def claim(self, rooms: dict[Lane, int]) -> None:
+        """Take what is due for these lanes, as many as there is room for, and start it."""
         now = self._loop.time()
-        for lane in lanes:
+        for lane in rooms:
             lane.next_due = now + LOOK_EVERY
         rows = await self._database.fetch(
             "claim",
             {
-                "handlers": array(list(rooms)),
+                "handlers": array([lane.name for lane in rooms]),
                 "limits": array([str(room) for room in rooms.values()]),
                 "lease": self._lease,
                 # While one runs no other may even be claimed: it would die with this process unseen.
@@ -98,7 +106,7 @@ class Retries:
         refused: list[Job] = []
         delays: list[float] = []
         for job in map(self._job, rows):
-            taken[job.lane.name] += 1
+            taken[job.lane] += 1
             if not job.payload:
                 await self._bury(job, "the event is gone: its partition was dropped before this retry")
             elif job.crashes >= MAX_CRASHES:
@@ -114,13 +122,13 @@ class Retries:
         last: dict[Lane, Job] = {}
         for job in ready:
             job.lane.start_retry(job)
-            job.lane.average_bytes = prefetch.next_average(job.lane.average_bytes, len(job.payload))
+            job.lane.held += len(job.payload)
             last[job.lane] = job
         for lane, job in last.items():
-            if taken[lane.name] >= rooms[lane.name]:
+            if taken[lane] >= rooms[lane]:
                 lane.measure(job, now)
-        for lane in lanes:
-            if taken[lane.name] >= rooms[lane.name]:
+        for lane, room in rooms.items():
+            if taken[lane] >= room:
                 lane.next_due = self._loop.time()
 
     def _put_off(self, job: Job) -> float | None:

@@ -92,15 +92,11 @@ def test_handlers_that_are_all_busy_take_turns(outbox: Any, work: Any, until: An
     assert all(len(set(turns[start : start + 6])) == 3 for start in range(len(turns) - 6))
 
 
-@pytest.mark.parametrize(("size", "events", "most"), [(10, 8000, prefetch.LARGEST), (64 * 1024, 900, prefetch.MEMORY)])
-def test_what_is_fetched_is_bounded_in_entries_and_bytes(
-    size: int, events: int, most: int, outbox: Any, work: Any, until: Any
-) -> None:
-    app, gate, text = workers.App(), asyncio.Event(), "x" * size
-    begun = 0
+def test_what_is_fetched_is_bounded_in_entries(outbox: Any, work: Any, until: Any) -> None:
+    app, gate, begun, events = workers.App(), asyncio.Event(), 0, 8000
 
     @app.handler("e", concurrency=10, timeout=300)
-    async def h(text: str) -> None:
+    async def h() -> None:
         nonlocal begun
         begun += 1
         # Quick at first, so that the window grows as far as it may.
@@ -108,15 +104,84 @@ def test_what_is_fetched_is_bounded_in_entries_and_bytes(
             await gate.wait()
 
     outbox.attach("h", "e")
-    outbox.publish("e", *({"text": text} for _ in range(events)))
+    outbox.publish("e", *({} for _ in range(events)))
 
     async def scenario(worker: workers.Worker) -> None:
         await until(lambda: begun == events // 2 + 10 and outbox.count("done") == events // 2)
-        held = outbox.pending("e", "h")
-        assert 10 < held < events // 2
-        assert held * (1 if size == 10 else size) <= most
+        assert 10 < outbox.pending("e", "h") <= prefetch.LARGEST
         gate.set()
         await until(lambda: outbox.count("done") == events)
+
+    work(app, scenario)
+
+
+LARGE = "x" * 250_000
+
+
+@pytest.mark.parametrize(
+    ("how", "handlers", "events", "most"),
+    [
+        ("entries", 1, 60, prefetch.MEMORY // 2),
+        ("retries", 1, 60, prefetch.MEMORY // 2),
+        ("batches", 1, 60, prefetch.MEMORY // 2),
+        ("entries", 3, 40, prefetch.MEMORY),
+        ("retries", 3, 40, prefetch.MEMORY),
+    ],
+)
+def test_what_is_fetched_is_bounded_in_bytes_for_all_handlers_together_also_when_small_events_become_large(
+    how: str, handlers: int, events: int, most: int, outbox: Any, work: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An eighth, or the test would be one of the server's disk.
+    monkeypatch.setattr(prefetch, "MEMORY", prefetch.MEMORY // 8)
+    app, gate, begun = workers.App(), asyncio.Event(), 0
+
+    async def run(text: str) -> None:
+        nonlocal begun
+        begun += 1
+        if text:
+            await gate.wait()
+
+    async def gather(events: list[workers.Event]) -> None:
+        if events[0].payload["text"]:
+            await gate.wait()
+
+    names = [f"h{number}" for number in range(handlers)]
+    for name in names:
+        options: dict[str, Any] = {"batch": 1000} if how == "batches" else {"concurrency": 20}
+        app.handler("e", name=name, timeout=300, **options)(gather if how == "batches" else run)
+        outbox.attach(name, "e")
+    small = 1000
+    outbox.publish("e", *({"text": ""} for _ in range(small)))
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("done") == handlers * small)
+        large = outbox.write("e", *({"text": LARGE} for _ in range(events)))
+        if how == "retries":
+            outbox.sql.execute(
+                "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+                " SELECT e.id, h.name, e.created_at, 'retrying', 1, now()"
+                "  FROM outbox.event AS e CROSS JOIN outbox.handler AS h WHERE octet_length(e.payload::text) > 1000"
+            )
+        else:
+            outbox.push("e", large)
+
+        def held() -> int:
+            leased = outbox.one("SELECT count(*) FROM outbox.delivery WHERE lease IS NOT NULL")
+            return int(leased + sum(outbox.pending("e", name) for name in names))
+
+        def over() -> bool:
+            """Nobody may fetch anything more, and everything that was fetched is counted."""
+            lanes = worker._lanes.values()
+            total = sum(lane.held for lane in lanes)
+            full = all(prefetch.affordable(lane.held, total) < prefetch.WORTH for lane in lanes)
+            return full and sum(len(lane.active) for lane in lanes) == held()
+
+        await until(over)
+        assert begun <= handlers * (small + 20)
+        assert held() * len(LARGE) <= most // 8
+        gate.set()
+        await until(lambda: outbox.count("done") == handlers * (small + events))
+        await until(lambda: not any(lane.held for lane in worker._lanes.values()))
 
     work(app, scenario)
 
