@@ -43,15 +43,15 @@ def next_step(found: int) -> int:
 def affordable(held: int, total: int) -> int:
     """How many more events a handler may fetch that holds `held` of the `total` bytes that the process holds.
 
-    Their sizes are known when they are here, so each counts as the largest that there may be. A handler may hold as
-    much as it leaves free: half of all alone, and whoever comes next finds room.
+    Their sizes are known when they are here, so each counts as the largest that there may be. And a handler fetches
+    only while more is free than it holds: alone up to half of all, so that whoever comes next finds room.
 
     >>> affordable(0, 0)
-    256
+    512
     >>> affordable(32 * 1024 * 1024, 64 * 1024 * 1024)
-    64
+    128
     """
-    return max(0, MEMORY - total - held) // (2 * MAX_BYTES)
+    return max(0, MEMORY - total - held) // MAX_BYTES
 
 
 def shares(asks: Iterable[tuple[int, int, bool]], total: int) -> list[int]:
@@ -59,7 +59,7 @@ def shares(asks: Iterable[tuple[int, int, bool]], total: int) -> list[int]:
     holds nothing). `total` bytes are held by all. Who holds nothing may fetch one, whatever the others hold.
 
     >>> shares([(500, 0, True), (500, 0, True), (8, 0, True)], 0)
-    [256, 128, 8]
+    [500, 12, 1]
     """
     granted = []
     for wanted, held, idle in asks:

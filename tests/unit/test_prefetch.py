@@ -33,9 +33,11 @@ def test_what_is_asked_of_a_stream_grows_only_with_what_it_gives() -> None:
 
 
 @given(SIZES, SIZES)
-def test_a_handler_holds_no_more_than_it_leaves_free_however_large_what_it_fetches_is(held: int, others: int) -> None:
+def test_a_handler_fetches_only_while_more_is_free_than_it_holds_and_no_more_than_that(held: int, others: int) -> None:
+    free = MEMORY - held - others
     fetched = affordable(held, held + others) * MAX_BYTES
-    assert not fetched or held + fetched <= MEMORY - others - held - fetched
+    assert fetched <= max(0, free)
+    assert not fetched or held < free
 
 
 @given(st.lists(st.tuples(st.integers(0, LARGEST), SIZES), max_size=40), SIZES)
@@ -52,5 +54,5 @@ def test_all_handlers_together_stay_below_the_bound_but_for_one_event_of_who_hol
 
 def test_many_small_events_are_read_in_large_steps_and_idle_streams_cost_the_others_little() -> None:
     small = LARGEST * 300
-    assert affordable(small, small) > READ // 2
+    assert affordable(small, small) >= READ
     assert shares([(FIRST, 0, True)] * 60, 0) == [FIRST] * 60

@@ -99,6 +99,12 @@ async def long() -> None:
 async def short() -> None:
     Path(f"short-{os.getpid()}").touch()
     await asyncio.sleep(0.01 if Path("killed").exists() else 600)
+
+@app.handler("g", timeout=600)
+async def again(context: workers.Context) -> None:
+    assert context.attempt > 1
+    Path(f"again-{os.getpid()}").touch()
+    await asyncio.sleep(600)
 """
 
 
@@ -108,17 +114,28 @@ def test_by_default_another_worker_has_what_a_killed_one_held_within_15_s_howeve
 ) -> None:
     outbox.attach("long", "e")
     outbox.attach("short", "f")
+    outbox.attach("again", "g")
     first = start(HEAD + FOR_MINUTES)
     wait_for(first.started)
     outbox.publish("e", {})
     outbox.publish("f", {})
-    wait_for(lambda: list(tmp_path.glob("begun-*")) and list(tmp_path.glob("short-*")))
+    outbox.write("g", {})
+    outbox.sql.execute(
+        "INSERT INTO outbox.delivery (event_id, handler, event_created_at, state, attempts, due_at)"
+        " SELECT id, 'again', created_at, 'retrying', 1, now() FROM outbox.event WHERE name = 'g'"
+    )
+    wait_for(lambda: all(list(tmp_path.glob(f"{what}-*")) for what in ("begun", "short", "again")))
     second = start(HEAD + FOR_MINUTES)
     wait_for(second.started)
     first.kill()
     (tmp_path / "killed").touch()
     wait_for(
-        lambda: len(list(tmp_path.glob("begun-*"))) == 2 and outbox.count("done") == 1, timeout=15, what="the takeover"
+        lambda: (
+            len(list(tmp_path.glob("begun-*"))) == len(list(tmp_path.glob("again-*"))) == 2
+            and outbox.count("done") == 1
+        ),
+        timeout=15,
+        what="the takeover",
     )
 
 
