@@ -30,6 +30,7 @@ class BatchLane(Lane):
         self._size = handler.batch
         self._wait = WAIT if handler.batch_wait is None else handler.batch_wait
         self.least = self._size
+        self.first = max(self._size, prefetch.FIRST)
         self.window = max(self._size, min(capacity * self._size, prefetch.LARGEST))
         self._halves: deque[list[Job]] = deque()
         self._alarm: asyncio.Handle | None = None

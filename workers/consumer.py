@@ -180,7 +180,7 @@ class Consumer:
                 source.won = bool(found) and found[0][0] == ahead[source].entry_id
             # A read that is small against the window says nothing about it.
             full = len(found) == count >= min(source.lane.window // 4, prefetch.READ // 2)
-            source.step = prefetch.next_step(len(found))
+            source.step = prefetch.next_step(len(found), first=source.lane.first)
             if len(found) < count:
                 source.ready = False
                 source.position = _last_delivered(groups, source.lane.name.encode())

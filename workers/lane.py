@@ -41,7 +41,7 @@ class Source:
         self.main = main
         self.ready = True
         """There may be entries to read."""
-        self.step = prefetch.FIRST
+        self.step = lane.first
         """Entries to ask for, if there is room for them."""
         self.position: bytes | None = None
         """Last delivered id of the group when the stream was last read dry."""
@@ -78,6 +78,8 @@ class Lane:
         self.window = capacity
         self.least = capacity
         """Deliveries for which there is always room, but for their bytes."""
+        self.first = prefetch.FIRST
+        """Entries to ask of a stream of which nothing is known."""
         self.active: dict[str, Job] = {}
         self.attached = False
         self.paused = False

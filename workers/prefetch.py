@@ -10,7 +10,7 @@ LARGEST = 2000
 READ = 500
 """Entries per read at most."""
 FIRST = 8
-"""Entries that are asked of a stream that was empty."""
+"""Entries that are asked of a stream that was empty; for batches, one of them."""
 MEMORY = 128 * 1024 * 1024
 """Bytes of payload that the handlers of one process may hold together, about."""
 WORTH = 4
@@ -30,14 +30,14 @@ def next_window(window: int, *, capacity: int, seconds: float) -> int:
     return min(max(window, capacity, 1), LARGEST)
 
 
-def next_step(found: int) -> int:
-    """How many entries to ask of a stream that just gave `found`: more only where there were many, since what is asked
-    for has to be counted as if each were as large as a payload may be.
+def next_step(found: int, *, first: int = FIRST) -> int:
+    """How many entries to ask of a stream that just gave `found`, at least `first`: more only where there were many,
+    since what is asked for has to be counted as if each were as large as a payload may be.
 
     >>> next_step(8)
     32
     """
-    return min(max(FIRST, 4 * found), READ)
+    return min(max(first, 4 * found), READ)
 
 
 def affordable(held: int, total: int) -> int:
