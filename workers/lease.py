@@ -18,7 +18,7 @@ from workers.job import Job, from_entry
 from workers.lane import Lane, Source
 from workers.link import Script, Servers, Unreachable, by_server, command, exchange
 from workers.once import Mark
-from workers.renewal import CHUNK, Renewal
+from workers.renewal import CHUNK, HANDED_BACK_IDLE, Renewal
 
 T = TypeVar("T")
 
@@ -26,8 +26,6 @@ FORGET_AFTER = 60.0
 """Seconds after which an idle consumer without pending entries is removed."""
 
 LEFT = "the worker died or was cut off before this event had an outcome"
-HANDED_BACK_IDLE = 30 * 24 * 3600 * 1000
-"""Milliseconds: idle for longer than anybody's lease."""
 
 
 class Leases:
@@ -285,16 +283,19 @@ class Leases:
             job.lane.release(job)
 
     async def _give_entries_back(self, jobs: list[Job]) -> None:
-        entries: dict[Source, list[bytes]] = {}
+        entries: dict[Source, dict[bytes, Job]] = {}
         for job in jobs:
             for source, entry_id in job.entries():
-                entries.setdefault(source, []).append(entry_id)
-        for source, ids in entries.items():
-            for start in range(0, len(ids), CHUNK):
-                await command(self._servers.at(source.key),
-                    "XCLAIM", source.key, source.lane.name, self._name, 0, *ids[start : start + CHUNK],
-                    "IDLE", HANDED_BACK_IDLE, "JUSTID",
-                )  # fmt: skip
+                entries.setdefault(source, {})[entry_id] = job
+        trimmed: dict[Source, list[bytes]] = {}
+        for source, held in entries.items():
+            with contextlib.suppress(ResponseError):
+                trimmed[source] = await self.entries.give_back(source, list(held))
+        for source, ids in trimmed.items():
+            # PostgreSQL drives what the stream was trimmed past: whoever claimed it would find nothing.
+            left = [entries[source][entry_id] for entry_id in ids]
+            if left and await self._taken(partial(self._retry, set()), left) == left:
+                await self._recorder.acknowledge_entries({source: ids})
 
     async def _give_retries_back(self, jobs: list[Job]) -> None:
         # The dead letter of a run that must not be repeated is its outcome.

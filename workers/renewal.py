@@ -11,6 +11,9 @@ from redis.exceptions import ResponseError
 from workers.lane import Source
 from workers.link import Redis, Script, Servers, Unreachable, by_server
 
+HANDED_BACK_IDLE = 30 * 24 * 3600 * 1000
+"""Milliseconds: idle for longer than anybody's lease."""
+
 CHUNK = 500
 """Entries that one command names at most."""
 
@@ -61,7 +64,7 @@ class Renewal:
             for start in range(0, len(ids), CHUNK):
                 chunk = ids[start : start + CHUNK]
                 calls.append((self._renewed, source, chunk))
-                commands.append(self._script.words(source.key, source.lane.name, self._name, *chunk))
+                commands.append(self._script.words(source.key, source.lane.name, self._name, 0, *chunk))
         try:
             replies = await self._script.exchange(client, commands)
         except Unreachable as error:
@@ -75,6 +78,16 @@ class Renewal:
                 failed[source] = reply
         for source, refused in failed.items():
             self._log.warning("lease.not_renewed", stream=source.key, error=str(refused))
+
+    async def give_back(self, source: Source, ids: list[bytes]) -> list[bytes]:
+        """Let others have these entries at once. Returns those that the stream was trimmed past, which stay pending
+        here: nobody could read what they were."""
+        kept: list[bytes] = []
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            _, trimmed, _ = await self._script(source.key, source.lane.name, self._name, HANDED_BACK_IDLE, *chunk)
+            kept += trimmed
+        return kept
 
     def _acknowledged(self, source: Source, ids: list[bytes], reply: Any) -> None:
         for entry_id in ids:

@@ -1,5 +1,5 @@
 -- Renews the lease of entries that a worker still holds.
--- KEYS[1] stream. ARGV[1] group, ARGV[2] consumer, ARGV[3...] entry ids.
+-- KEYS[1] stream. ARGV[1] group, ARGV[2] consumer, ARGV[3] for how many ms they count as idle, ARGV[4...] entry ids.
 -- Returns the ids that another consumer owns now, those that the stream was trimmed past (XCLAIM would make Redis forget
 -- that these are pending), and those that are pending no more: taken over and acknowledged, or forgotten by Redis; only
 -- PostgreSQL knows which. JUSTID keeps the delivery count.
@@ -13,7 +13,7 @@ if first then
   first_ms, first_seq = parse(first[1])
 end
 local lost, trimmed, gone, mine = {}, {}, {}, {}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
   if not pending[1] then
     gone[#gone + 1] = ARGV[i]
@@ -29,6 +29,8 @@ for i = 3, #ARGV do
   end
 end
 if #mine > 0 then
+  mine[#mine + 1] = 'IDLE'
+  mine[#mine + 1] = ARGV[3]
   mine[#mine + 1] = 'JUSTID'
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(mine))
 end

@@ -99,8 +99,8 @@ async def exchange(client: Client, commands: list[tuple[Any, ...]]) -> list[Any]
 def reply(server: Redis, words: tuple[Any, ...]) -> Any:
     """The server's reply to a command in its own words."""
     match words:
-        case ("EVALSHA", sha, 1, key, name, consumer, *ids) if sha == _sha("renew"):
-            return server.renew(key, name, consumer, *ids)
+        case ("EVALSHA", sha, 1, key, name, consumer, idle, *ids) if sha == _sha("renew"):
+            return server.renew(key, name, consumer, idle / 1000, *ids)
         case ("EVALSHA", sha, 1, key, name, consumer) if sha == _sha("leave"):
             return server.leave(key, name, consumer.decode() if isinstance(consumer, bytes) else consumer)
         case ("XREADGROUP", "GROUP", name, consumer, "COUNT", count, "STREAMS", key, ">"):

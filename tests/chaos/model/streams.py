@@ -229,7 +229,7 @@ class Redis:
             return delivered
         return b""
 
-    def renew(self, key: str, name: str, consumer: str, *ids: bytes) -> list[list[bytes]]:
+    def renew(self, key: str, name: str, consumer: str, idle: float, *ids: bytes) -> list[list[bytes]]:
         """renew.lua"""
         stream = self.streams.get(key)
         if ids:
@@ -246,7 +246,7 @@ class Redis:
                 trimmed.append(text)
             else:
                 mine.append(text)
-        self.claim(key, name, consumer, 0, mine)
+        self.claim(key, name, consumer, 0, mine, set_idle=idle)
         return [lost, trimmed, gone]
 
     def leave(self, key: str, name: str, consumer: str) -> int:

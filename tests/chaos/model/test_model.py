@@ -54,6 +54,26 @@ def test_no_schedule_breaks_a_promise(part: int) -> None:
         run_state_machine_as_test(Random, settings=SETTINGS)
 
 
+KEPT = {
+    "a stream is trimmed past what a worker holds that stops then": [
+        ("worker-1", 0, "nothing"), ("worker-1", 0, "nothing"), ("worker-1", 13, "nothing"), ("worker-1", 0, "nothing"),
+        ("worker-1", 0, "nothing"), ("worker-1", 0, "nothing"), ("worker-2", 1, "nothing"), ("worker-1", 0, "nothing"),
+        ("worker-2", 0, "stop"),
+    ],
+}  # fmt: skip
+"""Schedules that broke a promise once: the process, its steps after another event, and what happened to it then."""
+
+
+@pytest.mark.parametrize("story", KEPT)
+def test_what_was_found_once_stays_mended(story: str) -> None:
+    with simulated():
+        schedule = Schedule()
+        schedule.begin(forgets=True, attached=True)
+        for name, steps, then in KEPT[story]:
+            schedule.hurry(name=name, steps=steps, pick=0, key="", payload=0, then=then)
+        schedule.teardown()
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_variant_is_found_within_a_bounded_number_of_schedules(mutant: str) -> None:
     bound = settings(SETTINGS, max_examples=BOUND, derandomize=False, phases=[Phase.generate])

@@ -110,7 +110,7 @@ def on_real(server: Real, command: Command) -> Any:
         case ("detach", group, cut):
             return server.do("EVAL", scripts.lua("detach"), 1, KEY, group, cut, str(AWAY))
         case ("renew", group, consumer, found):
-            return server.do("EVAL", queries.lua("renew"), 1, KEY, group, consumer, *found)
+            return server.do("EVAL", queries.lua("renew"), 1, KEY, group, consumer, 0, *found)
         case ("leave", group, consumer):
             return server.do("EVAL", queries.lua("leave"), 1, KEY, group, consumer)
         case ("delete",):
@@ -159,7 +159,7 @@ def on_simulated(server: Redis, command: Command) -> Any:
         case ("detach", group, cut):
             return server.detach(KEY, group, cut.encode(), str(AWAY).encode())
         case ("renew", group, consumer, found):
-            return server.renew(KEY, group, consumer, *found)
+            return server.renew(KEY, group, consumer, 0, *found)
         case ("leave", group, consumer):
             return server.leave(KEY, group, consumer)
         case ("delete",):

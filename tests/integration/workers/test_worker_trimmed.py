@@ -62,6 +62,39 @@ def test_what_a_worker_holds_beyond_the_cut_is_run_once(
     assert outbox.one("SELECT min(attempts), max(attempts), max(crashes) FROM outbox.delivery") == (1, 1, 0)
 
 
+def test_a_worker_that_stops_leaves_what_its_stream_was_trimmed_past_to_postgresql(
+    outbox: Any, work: Any, until: Any
+) -> None:
+    app, go, started = workers.App(), asyncio.Event(), []
+
+    @app.handler("e", concurrency=1)
+    async def h(n: int) -> None:
+        started.append(n)
+        if n == 100:
+            await go.wait()
+
+    outbox.attach("h", "e")
+
+    async def scenario(worker: workers.Worker) -> None:
+        # A handler that is quick at first may hold more than it can run.
+        outbox.publish("e", *({"n": n} for n in range(100)))
+        await until(lambda: outbox.count("done") == 100 and outbox.pending("e", "h") == 0)
+        outbox.publish("e", *({"n": n} for n in range(100, 105)))
+        await until(lambda: started[-1] == 100 and outbox.pending("e", "h") > 1)
+        waiting = outbox.pending("e", "h") - 1
+        outbox.redis.xtrim(KEY, maxlen=0, approximate=False)
+        stopping = asyncio.create_task(worker.stop())
+        await until(lambda: outbox.count("retrying") == waiting and outbox.pending("e", "h") == 1)
+        go.set()
+        await stopping
+
+    # No heartbeat notices it before.
+    work(app, scenario, lease=60.0, heartbeat=20.0)
+    assert started == list(range(101))
+    assert outbox.one("SELECT max(attempts + crashes) FROM outbox.delivery WHERE state = 'retrying'") == 0
+    assert outbox.pending("e", "h") == 0
+
+
 def test_an_outcome_that_is_decided_while_its_lease_moves_is_recorded(outbox: Any, work: Any, until: Any) -> None:
     app, go, started = workers.App(), asyncio.Event(), []
 
