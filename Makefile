@@ -62,6 +62,8 @@ chaos: model
 model: $(STAMP)
 	OUTBOX_MODEL_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(JOBS) -k no_schedule tests/chaos/model
 
+# Other schedules for each commit, and for one commit always the same.
+chaos-ci: export OUTBOX_MODEL_SEED ?= $(shell printf %d 0x$$(git rev-parse --short=8 HEAD 2>/dev/null || echo 1))
 chaos-ci: $(STAMP)
 	$(MAKE) model SCHEDULES=200
 	$(BIN)/python -m tests.chaos --seeds 20 --length 3 --mutants --jobs $(CORES) $(ARGS)

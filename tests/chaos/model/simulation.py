@@ -96,10 +96,13 @@ class Simulation:
         """Add an event in one of a few transactions that are open side by side."""
         server = self.world.postgres
         transaction = self._writing.get(slot)
+        if transaction not in server.open:
+            # It was lost with its server, and its locks with it.
+            transaction = None
         mine = transaction is not None and any(event.key == key for event in transaction.events)
         if key and server.locked(key) and not mine:
             return
-        if transaction is None or transaction not in server.open:
+        if transaction is None:
             transaction = self._writing[slot] = server.begin(None)
         server.insert(transaction, server.new_id(), name, key, f'{{"n":{payload}}}')
 
