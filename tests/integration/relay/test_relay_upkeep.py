@@ -354,7 +354,7 @@ def test_a_writer_that_stays_in_its_transaction_delays_only_the_drop_and_no_othe
     assert expired in log.keep().dropped
 
 
-def test_eight_writers_that_never_pause_wait_for_no_upkeep(log: Log) -> None:
+def test_eight_writers_that_never_pause_wait_for_no_upkeep(log: Log, wait_for: Callable[..., Any]) -> None:
     """Partitions are made, filled from the default one that they write to, emptied and dropped meanwhile."""
     log.sql.execute(f"DROP TABLE outbox.event_p{log.day(0):%Y%m%d}".encode())
     for day in range(-30, -10):
@@ -377,6 +377,7 @@ def test_eight_writers_that_never_pause_wait_for_no_upkeep(log: Log) -> None:
     writers = [threading.Thread(target=write, args=[number]) for number in range(8)]
     for each in writers:
         each.start()
+    wait_for(lambda: all(written) or errors, "every writer at work")
     reports = [log.keep(may_block=0.1)]
     while (reports[-1].changed or reports[-1].left) and len(reports) < 20:
         reports.append(log.keep())
