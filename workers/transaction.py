@@ -108,8 +108,13 @@ def finish(session: Session, job: Job) -> None:
         raise SessionOwnedError(_ADVICE.format(what="what ends it, such as session.get_transaction().rollback()"))
     reach("worker.committing")
     session.ours = True
-    session.connection().info[_JOB] = job
-    session.commit()
+    info = session.connection().info
+    info[_JOB] = job
+    try:
+        session.commit()
+    finally:
+        # Left there by a flush that failed, it would be recorded by whatever commits on this connection next.
+        info.pop(_JOB, None)
     reach("worker.committed")
     session.close()
 

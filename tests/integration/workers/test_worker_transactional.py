@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy.event
 import sqlalchemy.exc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -320,6 +321,32 @@ def test_ending_the_workers_transaction_is_refused_with_advice(outbox: Any, work
     work(app, scenario)
     errors = [row[0] for row in outbox.sql.execute("SELECT error FROM outbox.dead_letter").fetchall()]
     assert all("begin_nested" in error and way in error for error in errors), errors
+    assert effects(outbox) == []
+
+
+def test_a_commit_that_failed_early_leaves_no_outcome_for_the_next_run_to_record(
+    outbox: Any, work: Any, until: Any
+) -> None:
+    app = workers.App()
+
+    def fail(session: Session) -> None:
+        raise LookupError("before the commit")
+
+    @app.handler("e", max_attempts=1, concurrency=1)
+    async def h(n: int, session: AsyncSession) -> None:
+        await session.execute(INSERT, {"n": n})
+        if n == 1:
+            sqlalchemy.event.listen(session.sync_session, "before_commit", fail)
+        else:
+            await _end_connection(session, "commit")
+
+    outbox.attach("h", "e")
+    outbox.publish("e", {"n": 1}, {"n": 2})
+
+    async def scenario(worker: workers.Worker) -> None:
+        await until(lambda: outbox.count("dead") == 2)
+
+    work(app, scenario)
     assert effects(outbox) == []
 
 
